@@ -181,15 +181,19 @@ func readZipEnd(text []byte) (zipEnd, error) {
 	if !found {
 		return zipEnd{}, errors.New("the zip file has no end")
 	}
-	before := text[:len(text)-zipEndLength]
-	if _, found := lastBytes(before, zip64LocatorLength, zip64LocatorSignature); found {
-		end, found := lastBytes(before[:len(before)-zip64LocatorLength], zip64EndLength, zip64EndSignature)
-		if !found {
-			return zipEnd{}, errors.New("the zip file has no zip64 end")
-		}
-		return zipEnd{le.Uint64(end[32:]), int64(le.Uint64(end[40:])), int64(le.Uint64(end[48:]))}, nil
+	records, size, offset := le.Uint16(last[10:]), le.Uint32(last[12:]), le.Uint32(last[16:])
+	if records != math.MaxUint16 && size != math.MaxUint32 && offset != math.MaxUint32 { // a name may look like what follows
+		return zipEnd{uint64(records), int64(size), int64(offset)}, nil
 	}
-	return zipEnd{uint64(le.Uint16(last[10:])), int64(le.Uint32(last[12:])), int64(le.Uint32(last[16:]))}, nil
+	before := text[:len(text)-zipEndLength]
+	if _, found = lastBytes(before, zip64LocatorLength, zip64LocatorSignature); !found {
+		return zipEnd{}, errors.New("the zip file has no zip64 locator")
+	}
+	end, found := lastBytes(before[:len(before)-zip64LocatorLength], zip64EndLength, zip64EndSignature)
+	if !found {
+		return zipEnd{}, errors.New("the zip file has no zip64 end")
+	}
+	return zipEnd{le.Uint64(end[32:]), int64(le.Uint64(end[40:])), int64(le.Uint64(end[48:]))}, nil
 }
 
 // lastBytes is the last n bytes of text, and whether they begin with the signature.

@@ -66,6 +66,29 @@ func TestZip(t *testing.T) {
 	}
 }
 
+// TestZipOfOddNames has names that end a directory as a zip64 one ends.
+func TestZipOfOddNames(t *testing.T) {
+	for _, at := range []time.Time{{}, modified} {
+		extra := 0
+		if !at.IsZero() {
+			extra = 9 // the time, after the name
+		}
+		name := "a" + "PK\x06\x07" + strings.Repeat("b", zip64LocatorLength-4-extra)
+		var text bytes.Buffer
+		a := newZip(&text)
+		if err := addFile(a, name, &job.File{Body: io.NopCloser(strings.NewReader("x")), Size: 1, Modified: at}, make([]byte, 10)); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		read, err := zip.NewReader(bytes.NewReader(text.Bytes()), int64(text.Len()))
+		if err != nil || len(read.File) != 1 || read.File[0].Name != name {
+			t.Errorf("%+v, %v", read, err)
+		}
+	}
+}
+
 // manyOutputs is a service with a job of many outputs, which are listed as they are asked
 // for.
 type manyOutputs struct {

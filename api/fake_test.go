@@ -51,6 +51,8 @@ type fake struct {
 	bells map[job.ID][]chan struct{}
 	// hold, when set, is called by Submit.
 	hold func()
+	// store, when set, is called by SubmitFiles and SubmitAll when they have the request.
+	store func(ctx context.Context) error
 	// down, when set, is what every method that can fail answers.
 	down error
 	// panics, when set, is what every method panics with.
@@ -180,7 +182,7 @@ func (f *fake) enter(r job.Request) {
 	}
 }
 
-func (f *fake) SubmitFiles(_ context.Context, r job.Request, files job.Files) error {
+func (f *fake) SubmitFiles(ctx context.Context, r job.Request, files job.Files) error {
 	f.boom()
 	f.mu.Lock()
 	_, known := f.jobs[r.ID]
@@ -210,6 +212,11 @@ func (f *fake) SubmitFiles(_ context.Context, r job.Request, files job.Files) er
 		}
 		found[name] = string(data)
 	}
+	if f.store != nil {
+		if err := f.store(ctx); err != nil {
+			return err
+		}
+	}
 	f.mu.Lock()
 	f.submitted = append(f.submitted, r)
 	f.files[r.ID] = found
@@ -219,6 +226,11 @@ func (f *fake) SubmitFiles(_ context.Context, r job.Request, files job.Files) er
 }
 
 func (f *fake) SubmitAll(ctx context.Context, rs []job.Request) error {
+	if f.store != nil {
+		if err := f.store(ctx); err != nil {
+			return err
+		}
+	}
 	for i, r := range rs {
 		f.mu.Lock()
 		_, known := f.jobs[r.ID]

@@ -42,6 +42,7 @@ func (s *groupServer) CreateGroup(w http.ResponseWriter, r *http.Request, params
 		s.fail(w, r, err)
 		return
 	}
+	unbounded(w) // there may be many inputs to store
 	again, err := s.submitGroupOnce(r.Context(), requests, key)
 	if err != nil {
 		s.fail(w, r, err)
@@ -89,6 +90,9 @@ func (s *groupServer) readGroup(w http.ResponseWriter, r *http.Request, params C
 		if err := s.prepareItem(r, &requests[i], i, group, webhook, key); err != nil {
 			return "", nil, "", &job.ItemError{Index: i, Err: err}
 		}
+		if key != "" { // a request with the first of these jobs is another one
+			requests[i].Idempotency += "-" + strconv.Itoa(len(requests))
+		}
 	}
 	return group, requests, key, nil
 }
@@ -135,7 +139,7 @@ func (s *groupServer) groupSubmitted(ctx context.Context, requests []job.Request
 		switch {
 		case err != nil:
 			return false, err
-		case !again && i > 0: // it had fewer jobs
+		case !again && i > 0: // some of its jobs are gone
 			return false, errKeyReused
 		case !again:
 			return false, nil
@@ -160,6 +164,7 @@ func (s *groupServer) GetGroup(w http.ResponseWriter, r *http.Request, raw strin
 
 // CancelGroup answers POST /groups/{group_id}/cancel.
 func (s *groupServer) CancelGroup(w http.ResponseWriter, r *http.Request, raw string) {
+	unbounded(w) // there may be many jobs
 	id, err := groupID(raw)
 	if err == nil {
 		err = s.groups.CancelGroup(r.Context(), id, access.From(r.Context()).Tenant)
@@ -169,6 +174,7 @@ func (s *groupServer) CancelGroup(w http.ResponseWriter, r *http.Request, raw st
 
 // RetryGroup answers POST /groups/{group_id}/retry.
 func (s *groupServer) RetryGroup(w http.ResponseWriter, r *http.Request, raw string) {
+	unbounded(w) // there may be many jobs
 	id, err := groupID(raw)
 	if err == nil {
 		err = s.groups.RetryGroup(r.Context(), id, access.From(r.Context()).Tenant, traceOf(r))

@@ -67,7 +67,7 @@ func TestCreateGroupAgain(t *testing.T) {
 	if first.Group != again.Group || first.Jobs[0].JobId != again.Jobs[0].JobId || len(h.service.submitted) != 2 {
 		t.Errorf("%+v and %+v", first, again)
 	}
-	for _, other := range []string{body(item(1) + "," + item(3)), body(item(1) + "," + item(2) + "," + item(3)), body(item(7))} {
+	for _, other := range []string{body(item(1) + "," + item(3)), body(item(1) + "," + item(2) + "," + item(3)), body(item(1)), body(item(7))} {
 		h.problem(send(other), 422, "key-reused", errKeyReused.Error())
 	}
 }

@@ -76,6 +76,9 @@ func (s *submitServer) CreateJob(w http.ResponseWriter, r *http.Request, params 
 		s.fail(w, r, err)
 		return
 	}
+	if files != nil {
+		unbounded(w) // large files may be copied
+	}
 	again, err := s.submitOnce(r.Context(), request, files, key)
 	if err != nil {
 		s.fail(w, r, err)
@@ -215,8 +218,8 @@ func (s submitter) submitted(ctx context.Context, request job.Request) (bool, er
 	return false, nil
 }
 
-// requestDigest is a digest of the key, and one of the key and the request. What
-// follows a dot in a record's is the core's.
+// requestDigest is a digest of the key, and one of the key and the request. For a group
+// the number of its jobs follows. What follows a dot in a record's is the core's.
 func requestDigest(request job.Request, key string) (string, error) {
 	request.Trace, request.Tenant = job.Trace{}, ""
 	if request.Payload != nil {

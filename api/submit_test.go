@@ -4,11 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"mime/multipart"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -589,5 +591,58 @@ func TestListJobsBy(t *testing.T) {
 		if got := h.get("/jobs?" + query); got.status != 400 || !strings.Contains(got.body, says) {
 			t.Errorf("%s: %d %s", query, got.status, got.body)
 		}
+	}
+}
+
+// TestSubmitOutlivesTheServersTimeouts goes through an http.Server: what a request brings, or
+// has copied, may take longer to store than its timeouts, and the client learns of the job.
+func TestSubmitOutlivesTheServersTimeouts(t *testing.T) {
+	form, kind := formOf(t, func(w *multipart.Writer) {
+		field(w, "job", `{"model": {"name": "m", "version": "v"}}`)
+		file(w, "file", "a", "A")
+	})
+	copies := `{"model": {"name": "m", "version": "v"}, "inputs": [{"job": "made-before", "path": "outputs/"}]}`
+	for name, sent := range map[string]struct{ path, kind, body string }{
+		"a form": {"/jobs", kind, form},
+		"copies": {"/jobs", "application/json", copies},
+		"group":  {"/groups", "application/json", `{"jobs": [` + copies + `]}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				service := newFake()
+				service.store = func(ctx context.Context) error {
+					select {
+					case <-ctx.Done():
+						return ctx.Err()
+					case <-time.After(time.Hour):
+						return nil
+					}
+				}
+				listener := &pipeListener{connections: make(chan net.Conn), closed: make(chan struct{})}
+				defer listener.Close()
+				server := &http.Server{Handler: New(Config{Service: service}), ReadTimeout: time.Minute, WriteTimeout: time.Minute}
+				served := make(chan error)
+				go func() { served <- server.Serve(listener) }()
+				client := &http.Client{Transport: &http.Transport{DialContext: listener.dial}}
+				for range 2 { // on one connection
+					response, err := client.Post("http://shepherd"+sent.path, sent.kind, strings.NewReader(sent.body))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if text, err := io.ReadAll(response.Body); err != nil || response.StatusCode != 201 {
+						t.Errorf("%d %s, %v", response.StatusCode, text, err)
+					}
+					response.Body.Close()
+				}
+				if n := listener.dialled.Load(); n != 1 {
+					t.Errorf("%d connections", n)
+				}
+				client.CloseIdleConnections()
+				if err := server.Close(); err != nil {
+					t.Error(err)
+				}
+				<-served
+			})
+		})
 	}
 }

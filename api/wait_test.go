@@ -277,7 +277,7 @@ func serveHeld(t *testing.T, c Config) (url string, holder *heldconn.Holder, sto
 	return "http://" + listener.Addr().String(), holder, func() {
 		server.Close()
 		holder.Close()
-		holder.Wait()
+		holder.Wait(context.Background())
 		serving.Wait()
 	}
 }

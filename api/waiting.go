@@ -82,8 +82,8 @@ func (s waiter) wait(w http.ResponseWriter, r *http.Request, id job.ID, limit ti
 }
 
 // unbounded lifts the http.Server's read and write timeouts from the rest of
-// this request: they are meant for requests that do not wait. net/http sets
-// them again for the connection's next request.
+// this request: they are meant for requests that neither wait nor do much.
+// net/http sets them again for the connection's next request.
 func unbounded(w http.ResponseWriter) {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines to lift

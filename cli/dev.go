@@ -18,7 +18,9 @@ import (
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -57,7 +59,12 @@ func devCommand(b Build) *cobra.Command {
 			t.model, t.inputs = args[0], args[1:]
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			return t.run(ctx, cmd)
+			if err := t.run(ctx, cmd); err != nil && ctx.Err() == nil {
+				return err
+			} else if err != nil {
+				return &remote.Error{Code: remote.ExitInterrupted}
+			}
+			return nil
 		},
 	}
 	f := c.Flags()
@@ -85,7 +92,7 @@ func (t *trial) place(dir string) (job.Model, map[string]any, error) {
 	case len(t.devices) > 0:
 		sheep["devices"] = t.devices
 	}
-	config := map[string]any{
+	settings := map[string]any{
 		"data_root":     filepath.Join(dir, "data"),
 		"state_dir":     filepath.Join(dir, "state"),
 		"storage":       map[string]any{"listen": "127.0.0.1:0"},
@@ -99,11 +106,11 @@ func (t *trial) place(dir string) (job.Model, map[string]any, error) {
 			return job.Model{}, nil, fmt.Errorf("%s is no model: %w", t.model, err)
 		}
 		sheep["type"], sheep["working_directory"] = "bare", filepath.Join(dir, "models")
-		return job.Model{Name: trialModel, Version: "dev"}, config, nil
+		return job.Model{Name: trialModel, Version: "dev"}, settings, nil
 	}
 	registry, name, ok := strings.Cut(t.model, "/")
 	host, _, _ := strings.Cut(registry, ":")
-	if !ok || !strings.ContainsAny(registry, ".:") && registry != "localhost" {
+	if !ok || strings.Trim(host, ".") == "" || name == "" || !strings.ContainsAny(registry, ".:") && registry != "localhost" {
 		return job.Model{}, nil, &usageError{fmt.Errorf("%s is neither a directory nor an image with its registry, such as registry.example.com/NAME:VERSION", t.model)}
 	}
 	scheme := "https://"
@@ -111,25 +118,98 @@ func (t *trial) place(dir string) (job.Model, map[string]any, error) {
 		scheme = "http://"
 	}
 	sheep["type"] = "container"
-	config["registry"] = map[string]any{"url": scheme + registry}
+	from := map[string]any{"url": scheme + registry}
+	if credentials := dockerConfig(); credentials != "" {
+		from["docker_config"] = credentials
+	}
+	settings["registry"] = from
 	if t.containerd != "" {
 		address, err := filepath.Abs(strings.TrimPrefix(t.containerd, "unix://"))
 		if err != nil {
 			return job.Model{}, nil, err
 		}
-		config["containerd"] = map[string]any{"address": address}
+		settings["containerd"] = map[string]any{"address": address}
 	}
-	return job.ParseModel(name), config, nil
+	return job.ParseModel(name), settings, nil
+}
+
+// dockerConfig is where `docker login` keeps the user's credentials; empty if there are none.
+func dockerConfig() string {
+	dir := os.Getenv("DOCKER_CONFIG")
+	if dir == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return ""
+		}
+		dir = filepath.Join(home, ".docker")
+	}
+	file, err := filepath.Abs(filepath.Join(dir, "config.json"))
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Stat(file); err != nil {
+		return ""
+	}
+	return file
+}
+
+// wording rewrites messages for people who have a command line and no configuration: the
+// model has their name of it, and what the daemon would have them configure is a flag.
+func (t *trial) wording(dir string) *strings.Replacer {
+	return strings.NewReplacer(
+		filepath.Join(dir, "models", trialModel, "dev"), filepath.Clean(t.model),
+		"set containerd.address to containerd's socket", "name containerd's with --containerd",
+		"set containerd.address", "name its socket with --containerd",
+		"containerd.address", "--containerd",
+		"set registry.username and registry.password, or registry.docker_config", "give them to `docker login`, which keeps them in ~/.docker/config.json",
+		"check registry.username and registry.password", "check what `docker login` keeps for it",
+		"registry.docker_config", "docker's configuration",
+		"set registry.ca_file to the authority's certificate", "add the authority's certificate to those of this machine, or name its file in $SSL_CERT_FILE",
+		"write http:// in registry.url", "give --plain-http",
+		"if it speaks TLS, write https:// in registry.url", "leave --plain-http out if it speaks TLS",
+		"check registry.url and whether it is up", "check its name, and whether it is up",
+		"run shepherdd as root", "run this as root",
+	)
+}
+
+// rewriter writes lines in other words. Each Write is of whole lines.
+type rewriter struct {
+	to    io.Writer
+	words *strings.Replacer
+}
+
+func (r rewriter) Write(p []byte) (int, error) {
+	_, err := r.words.WriteString(r.to, string(p))
+	return len(p), err
+}
+
+// check looks for what would keep the daemon or every job from starting: mistakes in the
+// configuration, which are the flags', and a containerd that does not answer.
+func (t *trial) check(ctx context.Context, file string, words *strings.Replacer) error {
+	cfg, err := daemon.LoadConfig(file)
+	var problems config.Problems
+	if errors.As(err, &problems) {
+		p := problems[0]
+		return &usageError{fmt.Errorf("%s cannot be tried with these flags: %s: %s", t.model, p.Path, p.Text)}
+	}
+	if err != nil || cfg.Registry == nil {
+		return err
+	}
+	c, err := image.Connect(ctx, cfg.Containerd.Address, cfg.Containerd.Namespace, nil)
+	if err != nil {
+		return errors.New(words.Replace(err.Error()))
+	}
+	return c.Close()
 }
 
 // prepare writes the daemon's configuration below a directory, and puts the model of a
 // directory where the sheep looks for it.
 func (t *trial) prepare(dir string) (model job.Model, configFile string, err error) {
-	model, config, err := t.place(dir)
+	model, settings, err := t.place(dir)
 	if err != nil {
 		return job.Model{}, "", err
 	}
-	if _, image := config["registry"]; !image {
+	if _, image := settings["registry"]; !image {
 		at, err := filepath.Abs(t.model)
 		if err != nil {
 			return job.Model{}, "", err
@@ -142,7 +222,7 @@ func (t *trial) prepare(dir string) (model job.Model, configFile string, err err
 			return job.Model{}, "", err
 		}
 	}
-	text, err := json.Marshal(config) // JSON is YAML, and its strings hold no references
+	text, err := json.Marshal(settings) // JSON is YAML, and its strings hold no references
 	if err != nil {
 		return job.Model{}, "", err
 	}
@@ -170,6 +250,12 @@ func (t *trial) run(ctx context.Context, cmd *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
+	words := t.wording(dir)
+	if err := t.check(ctx, file, words); err != nil {
+		return err
+	}
+	logTo := cmd.ErrOrStderr()
+	cmd.SetErr(rewriter{logTo, words})
 	if t.out == "" {
 		if t.out, err = os.MkdirTemp("", "shepherd-outputs-"); err != nil {
 			return err
@@ -180,9 +266,8 @@ func (t *trial) run(ctx context.Context, cmd *cobra.Command) (err error) {
 		return err
 	}
 	defer log.Close()
-	var logTo io.Writer = log
-	if t.verbose {
-		logTo = cmd.ErrOrStderr()
+	if !t.verbose {
+		logTo = log
 	}
 
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -213,7 +298,7 @@ func (t *trial) runJob(ctx context.Context, cmd *cobra.Command, at string, model
 		return err
 	}
 	defer c.CloseIdle()
-	return remote.Hint(remote.Try(ctx, cmd, c, model, t.inputs, t.out, false))
+	return remote.Hint(remote.Try(ctx, cmd, c, model, t.inputs, t.out))
 }
 
 // awaitAPI waits until the daemon has opened its API, and returns the address. Where

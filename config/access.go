@@ -64,7 +64,7 @@ func (t TrustedProxies) Networks() []netip.Prefix {
 	return networks
 }
 
-// parseNetwork reads an IP address or a network of them.
+// parseNetwork parses an IP address or a network.
 func parseNetwork(text string) (netip.Prefix, bool) {
 	if ip, err := netip.ParseAddr(text); err == nil && ip.Zone() == "" {
 		ip = ip.Unmap()
@@ -109,69 +109,80 @@ func (a API) Warnings() []string {
 
 var scopeWords = []string{"submit", "read", "admin"}
 
-// access checks the keys that control access.
-func (ch *checker) access() {
-	ch.expect(ch.API.RateLimit >= 0, "api.rate_limit", "a number of requests a second, or 0 for no limit")
-	ch.expect(ch.API.RateBurst > 0, "api.rate_burst", "a whole number, 1 or more")
-	ch.expect(ch.API.ReadTimeout > 0, "api.read_timeout", "a duration longer than 0")
-	if n := ch.at("api.cors_origins"); n != nil {
-		for i, origin := range ch.API.CORSOrigins {
-			ch.item(n, i, "api.cors_origins", originProblem(origin))
+// checkAPI checks the section api.
+func checkAPI(r *report, a *API) {
+	r.expect(validHost(a.Host), "api.host", "an IP address or host name to listen on")
+	r.expect(validPort(a.Port), "api.port", "a port from 1 to 65535, or 0 for a free one")
+	r.expect(a.MaxBody > 0, "api.max_body", "a size larger than 0")
+	r.expect(a.MaxUpload > 0, "api.max_upload", "a size larger than 0")
+	r.expect(a.MaxQueued >= 0, "api.max_queued", "a whole number, 0 (no limit) or more")
+	r.expect(a.BodyMemory/2 >= a.MaxBody || r.bad("api.max_body"), "api.body_memory", "at least twice api.max_body")
+	checkAccess(r, a)
+}
+
+// checkAccess checks the keys that control access.
+func checkAccess(r *report, a *API) {
+	r.expect(a.RateLimit >= 0, "api.rate_limit", "a number of requests a second, or 0 for no limit")
+	r.expect(a.RateBurst > 0, "api.rate_burst", "a whole number, 1 or more")
+	r.expect(a.ReadTimeout > 0, "api.read_timeout", "a duration longer than 0")
+	if n := r.at("api.cors_origins"); n != nil {
+		for i, origin := range a.CORSOrigins {
+			r.item(n, i, "api.cors_origins", originProblem(origin))
 		}
 	}
-	if n := ch.at("api.hosts"); n != nil {
-		for i, host := range ch.API.Hosts {
+	if n := r.at("api.hosts"); n != nil {
+		for i, host := range a.Hosts {
 			if !hostName.MatchString(host) {
-				ch.item(n, i, "api.hosts", "expected a host name such as gpu.example.com, without a port")
+				r.item(n, i, "api.hosts", "expected a host name such as gpu.example.com, without a port")
 			}
 		}
 	}
-	ch.expect(ch.API.MaxConnections >= 0, "api.max_connections", "a whole number, or 0 for no limit")
-	ch.tokens()
-	ch.tls()
-	ch.trustedProxies()
+	r.expect(a.MaxConnections >= 0, "api.max_connections", "a whole number, or 0 for no limit")
+	checkTokens(r, a.Tokens)
+	checkTLS(r, a.TLS)
+	checkTrustedProxies(r, a.TrustedProxies)
 }
 
 // HTTP's token (RFC 9110, section 5.6.2), as far as headers use it.
 var headerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,127}$`)
 
-func (ch *checker) trustedProxies() {
-	t := ch.API.TrustedProxies
+// checkTrustedProxies checks api.trusted_proxies, which may be nil.
+func checkTrustedProxies(r *report, t *TrustedProxies) {
 	if t == nil {
 		return
 	}
 	const path = "api.trusted_proxies"
-	ch.missing(path+".addresses", "a list of the proxies' addresses, such as [10.0.0.7]")
-	if n := ch.at(path + ".addresses"); n != nil {
+	r.missing(path+".addresses", "a list of the proxies' addresses, such as [10.0.0.7]")
+	if n := r.at(path + ".addresses"); n != nil {
 		if len(t.Addresses) == 0 {
-			ch.reject(path+".addresses", "is empty; expected the proxies' addresses")
+			r.reject(path+".addresses", "is empty; expected the proxies' addresses")
 		}
 		for i, text := range t.Addresses {
 			network, ok := parseNetwork(text)
 			switch {
 			case !ok:
-				ch.item(n, i, path+".addresses", "expected an IP address, or a network such as 10.0.0.0/8")
+				r.item(n, i, path+".addresses", "expected an IP address, or a network such as 10.0.0.0/8")
 			case network.Bits() == 0:
-				ch.item(n, i, path+".addresses", "is everyone's address: anyone could name any caller")
+				r.item(n, i, path+".addresses", "is everyone's address: anyone could name any caller")
 			}
 		}
 	}
-	ch.missing(path+".user_header", "the header that names the caller, such as X-Forwarded-User")
-	ch.expect(t.UserHeader == "" || headerName.MatchString(t.UserHeader) && !strings.EqualFold(t.UserHeader, "Authorization"), path+".user_header",
+	r.missing(path+".user_header", "the header that names the caller, such as X-Forwarded-User")
+	r.expect(t.UserHeader == "" || headerName.MatchString(t.UserHeader) && !strings.EqualFold(t.UserHeader, "Authorization"), path+".user_header",
 		"the header that names the caller, such as X-Forwarded-User")
-	if n := ch.at(path + ".scopes"); n != nil && scopesProblem(t.Scopes) != "" {
-		ch.reject(path+".scopes", scopesProblem(t.Scopes))
+	if n := r.at(path + ".scopes"); n != nil && scopesProblem(t.Scopes) != "" {
+		r.reject(path+".scopes", scopesProblem(t.Scopes))
 	}
 	if len(t.Scopes) == 0 {
-		ch.missing(path+".users", "a list of users with their scopes, or scopes for all of them")
+		r.missing(path+".users", "a list of users with their scopes, or scopes for all of them")
 	}
-	list := ch.at(path + ".users")
+	list := r.at(path + ".users")
 	if list == nil {
 		return
 	}
 	names := map[string]bool{}
 	for i, u := range t.Users {
-		wrong := func(key, problem string) { ch.within(list, i, path+".users", key, problem) }
+		wrong := func(key, problem string) { r.within(list, i, path+".users", key, problem) }
 		problem := ""
 		switch {
 		case u.Name == "":
@@ -186,45 +197,17 @@ func (ch *checker) trustedProxies() {
 	}
 }
 
-// item reports a problem with an item of a list; an empty problem is none.
-func (ch *checker) item(list *node, i int, path, problem string) {
-	if problem == "" || i >= len(list.items) {
-		return
-	}
-	n := list.items[i]
-	if path = fmt.Sprintf("%s[%d]", path, i); !ch.problems.cover(n, path) {
-		ch.wrong(n, path, "%s", problem)
-	}
-}
-
-// within reports a problem with a key of an item of a list of mappings.
-func (ch *checker) within(list *node, i int, path, key, problem string) {
-	if problem == "" || i >= len(list.items) {
-		return
-	}
-	n := list.items[i]
-	path = fmt.Sprintf("%s[%d]", path, i)
-	if ch.problems.cover(n, path) {
-		return
-	}
-	if value := n.get(key); value != nil {
-		n = value
-	}
-	if path = below(path, key); !ch.problems.cover(n, path) {
-		ch.wrong(n, path, "%s", problem)
-	}
-}
-
-func (ch *checker) tokens() {
+// checkTokens checks api.tokens.
+func checkTokens(r *report, tokens []Token) {
 	const path = "api.tokens"
-	list := ch.at(path)
+	list := r.at(path)
 	if list == nil {
 		return
 	}
 	names := map[string]bool{}
 	hashes := map[string]bool{}
-	for i, t := range ch.API.Tokens {
-		wrong := func(key, problem string) { ch.within(list, i, path, key, problem) }
+	for i, t := range tokens {
+		wrong := func(key, problem string) { r.within(list, i, path, key, problem) }
 		wrong("name", nameProblem("token", t.Name, names))
 		wrong("scopes", scopesProblem(t.Scopes))
 		wrong("tenant", tenantProblem(t.Tenant, t.Scopes))
@@ -249,30 +232,30 @@ func validHash(s string) bool {
 	return ok && len(digits) == 64 && strings.Trim(digits, "0123456789abcdefABCDEF") == ""
 }
 
-func (ch *checker) tls() {
-	t := ch.API.TLS
+// checkTLS checks api.tls, which may be nil.
+func checkTLS(r *report, t *TLS) {
 	if t == nil {
 		return
 	}
-	ch.missing("api.tls.cert_file", "the path of the API's certificate in PEM form")
-	ch.missing("api.tls.key_file", "the path of the certificate's key in PEM form")
+	r.missing("api.tls.cert_file", "the path of the API's certificate in PEM form")
+	r.missing("api.tls.key_file", "the path of the certificate's key in PEM form")
 	for _, f := range []struct{ key, path string }{
 		{"api.tls.cert_file", t.CertFile}, {"api.tls.key_file", t.KeyFile}, {"api.tls.client_ca_file", t.ClientCAFile},
 	} {
-		ch.notEmpty(f.key, f.path == "")
-		ch.expect(f.path == "" || filepath.IsAbs(f.path), f.key, "an absolute path")
+		r.notEmpty(f.key, f.path == "")
+		r.expect(f.path == "" || filepath.IsAbs(f.path), f.key, "an absolute path")
 	}
 	const path = "api.tls.clients"
-	list := ch.at(path)
+	list := r.at(path)
 	if list == nil {
 		return
 	}
 	if t.ClientCAFile == "" {
-		ch.reject(path, "needs api.tls.client_ca_file, the authorities of the clients' certificates")
+		r.reject(path, "needs api.tls.client_ca_file, the authorities of the clients' certificates")
 	}
 	names := map[string]bool{}
 	for i, c := range t.Clients {
-		wrong := func(key, problem string) { ch.within(list, i, path, key, problem) }
+		wrong := func(key, problem string) { r.within(list, i, path, key, problem) }
 		problem := ""
 		switch {
 		case c.Name == "":
@@ -287,6 +270,8 @@ func (ch *checker) tls() {
 	}
 }
 
+// nameProblem describes what is wrong with a name, "" for a valid one, and adds it to the
+// taken ones.
 func nameProblem(what, name string, taken map[string]bool) string {
 	defer func() { taken[name] = true }()
 	switch {

@@ -34,8 +34,8 @@ func changes(a, b reflect.Value, path string) []string {
 	return keys
 }
 
-// Same reports whether two sections, with what the environment gave for the
-// references in them, are of the same sheep and have the same values.
+// Same reports whether two sections are of the same sheep and have the same values, with
+// references to the environment expanded.
 func (s Sheep) Same(other Sheep) bool {
 	return s.Name == other.Name && s.settings().same(other.settings())
 }

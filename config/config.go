@@ -616,16 +616,17 @@ func (l Loader) parse(sources []source, m machine) (*Config, Problems) {
 	if l.Override != nil {
 		l.Override(c)
 	}
-	ch := checker{Config: c, ledgerURL: l.LedgerURL, file: file, root: root, problems: problems, directory: m.directory, overridden: map[string]bool{
+	r := &report{root: root, problems: problems, overridden: map[string]bool{
 		"data_root": c.DataRoot != written.DataRoot,
 		"state_dir": c.StateDir != written.StateDir,
 		"api.host":  c.API.Host != written.API.Host,
 		"api.port":  c.API.Port != written.API.Port,
 	}}
 	c.derive(m)
+	ch := checker{Config: c, report: r, file: file, directory: m.directory}
 	ch.sheep(file, doc.Flock)
-	ch.all()
+	ch.all(l.LedgerURL)
 	ch.types(l.Types)
 	c.Warnings = warnings.inOrder(file)
-	return c, ch.problems
+	return c, r.problems
 }

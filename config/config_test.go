@@ -16,7 +16,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the expected files of the corpus")
 
-// The environment and machine that the corpus is read on.
+// The environment and the machine for the corpus.
 var corpusEnv = map[string]string{
 	"REGISTRY_URL":        "http://0.0.0.0:6000",
 	"STORAGE_URL":         "http://0.0.0.0:7000",
@@ -33,7 +33,7 @@ var corpusEnv = map[string]string{
 	"LOAD_TIMEOUT":        "45m",
 }
 
-// secretText stands for secrets in the corpus and must never be seen.
+// secretText stands for secrets in the corpus. No output may contain it.
 const secretText = "wJalrXUtnFEMI/K7MDENG/hunter2"
 
 func lookupIn(env map[string]string) func(string) (string, bool) {
@@ -105,7 +105,7 @@ func parseFile(t *testing.T, file string) (*Config, Problems) {
 	return c, ps.inOrder(filepath.Base(file))
 }
 
-// golden compares with what lies beside the file.
+// golden compares with the golden file beside the configuration file.
 func golden(t *testing.T, file, got string) {
 	t.Helper()
 	expected := strings.TrimSuffix(file, ".yml") + ".txt"

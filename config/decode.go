@@ -28,8 +28,8 @@ var (
 	nodeType     = reflect.TypeFor[*node]()
 )
 
-// decode reads n into v, strictly, and returns all problems. Keys that the file leaves
-// out, or gives no value, are unchanged in v.
+// decode decodes n into v and returns all problems, unknown keys included. Keys that are not
+// in the file, or have no value, are unchanged in v.
 func decode(n *node, path string, v reflect.Value) Problems {
 	if n.kind == broken || n.kind == null && v.Kind() == reflect.Pointer && v.Type() != nodeType {
 		return nil
@@ -94,8 +94,7 @@ func (n *node) isScalar() bool {
 	return n.kind == text || n.kind == number || n.kind == decimal || n.kind == boolean
 }
 
-// shown is the value for a message: shortened, and nothing that came from the
-// environment.
+// shown returns the value for a message: shortened, and without text from the environment.
 func (n *node) shown() string {
 	switch {
 	case n.referred:
@@ -223,15 +222,15 @@ func decodeStruct(n *node, path string, v reflect.Value) Problems {
 	return ps
 }
 
-// elsewhere maps keys of compose files to the keys here.
+// elsewhere maps keys of compose files to keys of this file.
 var elsewhere = map[string]string{
 	"gpus": "devices: all, or devices: {count: N}", "environment": "env: {NAME: value}", "volumes": "mounts: [SOURCE:TARGET:ro]",
 	"mem_limit": "memory: SIZE", "pids_limit": "pids: N", "entrypoint": "command: [PROGRAM, ARGUMENT]", "network_mode": "network: WORD",
 	"stop_grace_period": "grace: DURATION",
 }
 
-// structFields collects the fields by their YAML key: the tag's name, or the
-// field's in lower case; embedded structs and those tagged inline give theirs.
+// structFields collects the fields by their YAML key: the name in the tag, or the field's
+// name in lower case. Fields of embedded and inline structs are included.
 func structFields(v reflect.Value, fields map[string]reflect.Value) {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
@@ -250,8 +249,8 @@ func structFields(v reflect.Value, fields map[string]reflect.Value) {
 	}
 }
 
-// decodeItself calls a type's own unmarshaler, which may try several forms: problems with
-// a form that it discarded do not count.
+// decodeItself calls a type's own unmarshaler, which may try several forms. Problems of a form
+// that it discarded are dropped.
 func decodeItself(n *node, path string, u yamlUnmarshaler) Problems {
 	err := u.UnmarshalYAML(func(into any) error { return decodeInto(n, path, into) })
 	if err == nil {
@@ -294,7 +293,7 @@ func decodeInto(n *node, path string, into any) error {
 	return nil
 }
 
-// plain is the value in Go's basic types: string, int64, float64, bool, []any,
+// plain returns the value in Go's basic types: string, int64, float64, bool, []any,
 // map[string]any or nil.
 func (n *node) plain() any {
 	switch n.kind {

@@ -9,8 +9,8 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// A caller gives the loader a check for each sheep type; what the checks find
-// comes with everything else that is wrong, by position.
+// A caller gives the loader a check for each sheep type. The problems that the checks return
+// are sorted by position among all others.
 func ExampleLoader() {
 	dir, err := os.MkdirTemp("", "example")
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// FuzzLoad reads anything: it never panics, places what is wrong inside the
-// file, and shows nothing that the environment holds.
+// FuzzLoad: no input makes the loader panic, all problems have positions in the file, and no
+// message shows a value of the environment.
 func FuzzLoad(f *testing.F) {
 	for _, pattern := range []string{"testdata/*.yml", "../examples/configs/*.yml"} {
 		files, err := globbed(pattern)
@@ -19,8 +19,8 @@ func FuzzLoad(f *testing.F) {
 			f.Add(source)
 		}
 	}
-	// Every variable holds a secret; paths may be shown, so that those which
-	// cannot be are refused before they meet the file system.
+	// Every variable holds a secret. Paths may be shown, so impossible paths must be refused
+	// before they are used.
 	const held = "zq7hunter2\x00"
 	env := func(name string) (string, bool) {
 		switch name {
@@ -76,8 +76,7 @@ func globbed(pattern string) (sources [][]byte, err error) {
 	return sources, err
 }
 
-// FuzzSecret writes a secret where one belongs, with anything around it, and
-// looks for it in what is said.
+// FuzzSecret puts a secret into a file with any text around it: no message shows it.
 func FuzzSecret(f *testing.F) {
 	for _, lead := range []string{"", "\"", "'", "|", "!!", "!", "&", "*", "[", "{a: ", "- ", "@"} {
 		for _, after := range []string{"", "\n", "\"\n", "]}\n", ": $UNSET\n", ", a: b}\n"} {
@@ -86,10 +85,10 @@ func FuzzSecret(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, lead, after string) {
 		if strings.ContainsAny(lead, "\n\r") || strings.ContainsAny(lead, ",}") {
-			return // the secret would stand beside the key that it belongs to
+			return // the secret would be in another key
 		}
 		if strings.Contains(lead, "${") || strings.HasSuffix(lead, "$") {
-			return // it is a variable's name
+			return // it is the name of a variable
 		}
 		for _, before := range []string{"storage:\n  secret_key: ", "registry: {url: h, password: ", "storage: {secret_key: "} {
 			text := "data_root: /data\nsheep: {}\n" + before + lead + "zq7hunter2" + after
@@ -101,8 +100,8 @@ func FuzzSecret(f *testing.F) {
 	})
 }
 
-// FuzzExpand replaces references in anything: a value is inserted once and is not
-// expanded again, and no message shows one.
+// FuzzExpand expands references in any text: a value is inserted once and is not expanded
+// again, and no message shows one.
 func FuzzExpand(f *testing.F) {
 	for _, seed := range []string{"$A", "${A}", "${A:-x}", "${A-}", "$$A", "$${A}", "${UNSET:-$A}", "${3_X}", "$", "${", "${A", "$a", "${A:?x}", "$A$A$UNSET$UNSET"} {
 		f.Add(seed)
@@ -125,8 +124,8 @@ func FuzzExpand(f *testing.F) {
 	})
 }
 
-// FuzzDropIns merges anything over anything: no panic, and each problem is placed in one
-// of the files.
+// FuzzDropIns merges any file over any other: it does not panic, and each problem has a
+// position in one of the files.
 func FuzzDropIns(f *testing.F) {
 	f.Add("data_root: /data\nsheep: {a: {type: bare, working_directory: /x}}\n", "sheep: {a: {port: 9001}, b: {type: docker}}\n")
 	f.Add("data_root: /data\napi: &x {port: 1}\nx-y: *x\nsheep: {}\n", "api: {tokens: [{name: a}]}\ndata_root:\n")

@@ -15,26 +15,30 @@ import (
 // driverCapabilities are those that NVIDIA's container toolkit knows.
 var driverCapabilities = []string{"all", "compute", "compat32", "display", "graphics", "ngx", "utility", "video"}
 
-func (ch *checker) gpu() {
-	g := ch.GPU
-	ch.word("gpu.mode", g.Mode, []string{"auto", "cdi", "hook"})
-	ch.expect(len(g.CDIDirs) > 0 && !slices.ContainsFunc(g.CDIDirs, func(p string) bool { return !filepath.IsAbs(p) }),
+// checkGPU checks the section gpu.
+func checkGPU(r *report, g *GPU) {
+	r.word("gpu.mode", g.Mode, []string{"auto", "cdi", "hook"})
+	r.expect(len(g.CDIDirs) > 0 && !slices.ContainsFunc(g.CDIDirs, func(p string) bool { return !filepath.IsAbs(p) }),
 		"gpu.cdi_dirs", "a list of absolute paths")
-	ch.expect(len(g.DriverCapabilities) > 0 && !slices.ContainsFunc(g.DriverCapabilities, func(c string) bool { return !slices.Contains(driverCapabilities, c) }),
+	r.expect(len(g.DriverCapabilities) > 0 && !slices.ContainsFunc(g.DriverCapabilities, func(c string) bool { return !slices.Contains(driverCapabilities, c) }),
 		"gpu.driver_capabilities", "a list of all, compute, compat32, display, graphics, ngx, utility and video")
-	ch.expect(g.Interval >= 100*time.Millisecond, "gpu.interval", "a duration, 100ms or longer")
-	ch.expect(g.Retest >= time.Second, "gpu.retest", "a duration, 1s or longer")
-	ch.expect(g.Turn >= 0, "gpu.turn", "a duration, 0s or longer")
-	ch.expect(g.MemoryWait > 0, "gpu.memory_wait", "a duration longer than 0")
+	r.expect(g.Interval >= 100*time.Millisecond, "gpu.interval", "a duration, 100ms or longer")
+	r.expect(g.Retest >= time.Second, "gpu.retest", "a duration, 1s or longer")
+	r.expect(g.Turn >= 0, "gpu.turn", "a duration, 0s or longer")
+	r.expect(g.MemoryWait > 0, "gpu.memory_wait", "a duration longer than 0")
 	for _, code := range slices.Sorted(maps.Keys(g.Xids)) {
 		path := "gpu.xids." + code
 		if _, err := strconv.ParseUint(code, 10, 16); err != nil {
-			ch.wrong(ch.near(path), path, "not the code of an Xid; expected a number such as 31")
+			r.wrong(r.near(path), path, "not the code of an Xid; expected a number such as 31")
 			continue
 		}
-		ch.missing(path+".action", "what is to be done: retire, fail_job or ignore")
-		ch.word(path+".action", g.Xids[code].Action, []string{"retire", "fail_job", "ignore"})
+		r.missing(path+".action", "what is to be done: retire, fail_job or ignore")
+		r.word(path+".action", g.Xids[code].Action, []string{"retire", "fail_job", "ignore"})
 	}
+}
+
+// devices reports GPUs that are requested by more sheep than may use them.
+func (ch *checker) devices() {
 	for _, p := range gpu.Conflicts(ch.Requests()) {
 		i := slices.IndexFunc(ch.Sheep, func(s Sheep) bool { return s.Name == p.Sheep })
 		path := ch.Sheep[i].path + ".devices"

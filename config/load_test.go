@@ -294,7 +294,7 @@ func TestDebugFromEnvironment(t *testing.T) {
 	}
 }
 
-// choice is what a sheep type may have that takes several forms.
+// choice is a type with several forms, as sheep types may have.
 type choice struct {
 	All   bool
 	Names []string
@@ -507,7 +507,7 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// What no image's name can begin with is refused before a job fails of it.
+// A registry address that cannot begin an image name is refused.
 func TestRegistryURL(t *testing.T) {
 	for url, want := range map[string]string{
 		"https://registry.example.com/team": "",
@@ -525,8 +525,8 @@ func TestRegistryURL(t *testing.T) {
 	}
 }
 
-// TestDropIns merges the files of FILE.d over the file, and places problems in the
-// file that they stand in.
+// TestDropIns merges the files of FILE.d over the file. Problems name the file that has
+// them.
 func TestDropIns(t *testing.T) {
 	file := write(t, "data_root: /data\nlogging: {level: info, format: json}\nsheep:\n  a: {type: bare, working_directory: /m, env: {A: one, B: two}}\n")
 	put := func(name, text string) {
@@ -580,7 +580,7 @@ func TestConfigDir(t *testing.T) {
 	}
 }
 
-// TestPorts: one port on two addresses is none that is taken.
+// TestPorts: the same port on two addresses is no conflict.
 func TestPortsOfAddresses(t *testing.T) {
 	for text, wrong := range map[string]bool{
 		"api: {host: 127.0.0.1, port: 7000}\nstorage: {listen: 10.0.0.1:7000}":   false,

@@ -12,8 +12,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// keysOf collects every key of a struct, dotted, with its value as YAML shows
-// it.
+// keysOf collects every key of a struct, dotted, with its value in YAML.
 func keysOf(v reflect.Value, path string, keys map[string]string) {
 	fields := map[string]reflect.Value{}
 	structFields(v, fields)
@@ -52,8 +51,7 @@ func keysOf(v reflect.Value, path string, keys map[string]string) {
 	}
 }
 
-// The reference names every key, with the default that the code has, and no
-// other key.
+// The reference has every key with its default in the code, and no other key.
 func TestReference(t *testing.T) {
 	text, err := os.ReadFile("../docs/configuration.md")
 	if err != nil {
@@ -72,7 +70,7 @@ func TestReference(t *testing.T) {
 	keys := map[string]string{}
 	keysOf(reflect.ValueOf(&doc).Elem(), "", keys)
 
-	inWords := map[string]string{ // defaults that depend on something
+	inWords := map[string]string{ // defaults that depend on the machine
 		"data_root":            "required",
 		"state_dir":            "see below",
 		"node":                 "the host name",
@@ -145,7 +143,7 @@ func TestReference(t *testing.T) {
 	}
 }
 
-// The reference's complete examples are configurations.
+// The complete examples of the reference are valid configurations.
 func TestReferenceExamples(t *testing.T) {
 	text, err := os.ReadFile("../docs/configuration.md")
 	if err != nil {

@@ -77,7 +77,7 @@ func (s schemaWriter) sectionOf(name string) string {
 	return "type: docker"
 }
 
-// structure is the schema of a struct; path is the prefix of its keys in the
+// structure returns the schema of a struct; path is the prefix of its keys in the
 // reference.
 func (s schemaWriter) structure(t reflect.Type, path string, more func(properties schema)) schema {
 	properties := schema{}
@@ -89,7 +89,7 @@ func (s schemaWriter) structure(t reflect.Type, path string, more func(propertie
 		}
 		value := s.value(field.Type(), path+key)
 		text, ok := s.keys[path+key]
-		if at := strings.LastIndex("."+path, ".limits."); !ok && at >= 0 { // a sheep's are described with those of all
+		if at := strings.LastIndex("."+path, ".limits."); !ok && at >= 0 { // those of a sheep are described with those for all jobs
 			text, ok = s.keys[(path + key)[at:]]
 		}
 		if ok {
@@ -106,7 +106,7 @@ func (s schemaWriter) structure(t reflect.Type, path string, more func(propertie
 	}
 }
 
-// orReference adds references to the environment to what a scalar may be.
+// orReference allows a reference to the environment instead of a scalar.
 func orReference(s schema) schema {
 	return schema{"anyOf": []schema{s, {"type": "string", "pattern": scalarPattern}, {"type": "null"}}}
 }
@@ -129,7 +129,7 @@ func (s schemaWriter) value(t reflect.Type, path string) schema {
 		return s.value(t.Elem(), path)
 	}
 	if p := reflect.PointerTo(t); p.Implements(reflect.TypeFor[yamlUnmarshaler]()) || p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
-		return schema{} // it reads forms of its own
+		return schema{} // it has its own forms
 	}
 	switch t.Kind() {
 	case reflect.Struct:
@@ -151,10 +151,10 @@ func (s schemaWriter) value(t reflect.Type, path string) schema {
 	return schema{}
 }
 
-// scalarPattern is a number or boolean in quotes, or a reference to the environment.
+// scalarPattern matches a number or boolean in quotes, or a reference to the environment.
 const scalarPattern = `\$|^-?[0-9]+(\.[0-9]+)?$|^(?:[Tt]rue|[Ff]alse)$`
 
-// sizePattern is what size.Parse reads.
+// sizePattern matches what size.Parse parses.
 const sizePattern = `^[0-9]+(\.[0-9]+)? *(([KMGT]i?)?B?|kB|[kmgt]b?|b)$`
 
 // row is a row of one of the reference's tables of keys.

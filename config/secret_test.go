@@ -14,7 +14,7 @@ import (
 	"github.com/iterait/shepherd/internal/claims"
 )
 
-// everyForm prints v in all the ways that programs print things.
+// everyForm prints v with every verb and encoding.
 func everyForm(t *testing.T, v any) string {
 	t.Helper()
 	var out bytes.Buffer
@@ -89,7 +89,7 @@ func TestConfigDoesNotShowSecrets(t *testing.T) {
 	}
 }
 
-// What String writes is itself a configuration, except for what it hides.
+// The output of String is a valid configuration, except for what it hides.
 func TestStringLoads(t *testing.T) {
 	for _, file := range corpus(t, "testdata/*.good.yml") {
 		c, ps := parseFile(t, file)

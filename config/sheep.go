@@ -27,7 +27,7 @@ type Sheep struct {
 	// that share to have the same.
 	Devices gpu.Devices
 	Shared  bool
-	// GPUMemory is what the sheep may take on each of its GPUs; 0 is all.
+	// GPUMemory is how much memory the sheep may use on each of its GPUs; 0 is all.
 	GPUMemory size.Bytes
 	// IdleTimeout is how long the sheep keeps a model without a job; 0 means until another
 	// sheep needs the memory.
@@ -40,7 +40,7 @@ type Sheep struct {
 
 	path    string // in the file: "sheep.NAME"
 	file    string
-	section *node // a mapping, placed at the name
+	section *node // a mapping, with the position of its name
 }
 
 // Decode decodes the section strictly into a pointer to a struct with yaml tags for every

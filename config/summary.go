@@ -51,7 +51,7 @@ func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 var soundsSecret = regexp.MustCompile(`(?i)secret|password|passwd|token|credential|(^|_)(key|pass|auth)$`)
 
-// summary is a value as it may be shown.
+// summary returns a value for String.
 func (n *node) summary(hide bool) any {
 	switch {
 	case n.kind == list:

@@ -144,7 +144,7 @@ func (n *node) find(path string) (*node, string) {
 	return n, "." + path
 }
 
-// composer makes the tree of a file, collecting what is wrong.
+// composer makes the tree of a file and collects problems.
 type composer struct {
 	file     string
 	lookup   func(string) (string, bool)
@@ -154,8 +154,8 @@ type composer struct {
 	bomb     bool // aliases added too many nodes
 }
 
-// compose reads YAML. The tree is nil when the text is not one mapping in YAML. file
-// is noted in the tree; it is empty for the main file.
+// compose parses YAML. The tree is nil when the text is not one YAML mapping. file is stored
+// in the nodes; it is empty for the main file.
 func compose(file string, source []byte, lookup func(string) (string, bool)) (*node, Problems) {
 	root, problems := composeText(file, source, lookup)
 	for _, p := range problems {
@@ -165,7 +165,7 @@ func compose(file string, source []byte, lookup func(string) (string, bool)) (*n
 }
 
 func composeText(file string, source []byte, lookup func(string) (string, bool)) (*node, Problems) {
-	// Editors of Windows put a byte order mark in front.
+	// Editors on Windows write a byte order mark first.
 	source = bytes.TrimPrefix(source, []byte("\ufeff"))
 	start := &node{line: 1, column: 1}
 	if len(source) > maxFile {
@@ -191,7 +191,7 @@ func composeText(file string, source []byte, lookup func(string) (string, bool))
 	c := &composer{file: file, lookup: lookup, anchors: map[string]*node{}}
 	root := &node{kind: mapping, line: 1, column: 1}
 	documents := 0
-	// What is no mapping at all is not also searched for keys.
+	// Where the whole is not a mapping, its keys are not checked.
 	for _, doc := range parsed.Docs {
 		if doc.Body == nil || doc.Body.Type() == ast.CommentType || doc.Body.Type() == ast.DirectiveType {
 			continue
@@ -208,7 +208,7 @@ func composeText(file string, source []byte, lookup func(string) (string, bool))
 	return root, c.problems
 }
 
-// firstInvalid returns the position of the first byte that is not text.
+// firstInvalid returns the position of the first byte that is not valid text.
 func firstInvalid(source []byte) (line, column int, ok bool) {
 	line, column = 1, 0
 	for i := 0; i < len(source); {
@@ -250,7 +250,7 @@ func tooDeep(tokens token.Tokens) *node {
 
 var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
 
-// syntaxProblem places a parser's error without what the parser quotes from
+// syntaxProblem makes a Problem of a parser's error, without the text that it quotes from
 // the file: that may be a secret.
 func syntaxProblem(err error) *Problem {
 	where, message := &node{line: 1, column: 1}, "cannot be read"
@@ -298,7 +298,7 @@ func (c *composer) node(n ast.Node, path string, depth int) *node {
 		out.kind = null
 	case *ast.StringNode:
 		out.kind, out.text = text, n.Value
-		// As in the original, quoted text is not expanded.
+		// As in the Python original, quoted text is not expanded.
 		if n.Token.Type != token.SingleQuoteType && n.Token.Type != token.DoubleQuoteType {
 			c.expand(out, path)
 		}
@@ -376,7 +376,7 @@ func (c *composer) alias(n *ast.AliasNode, out *node, path string) *node {
 		if !c.bomb {
 			c.wrong(out, path, "the aliases of this file expand to more than %d values", maxNodes)
 		}
-		c.bomb = true // said once
+		c.bomb = true // reported once
 		out.kind = broken
 		return out
 	}

@@ -53,43 +53,42 @@ func (w Webhooks) AllowedNetworks() []netip.Prefix {
 	return networks
 }
 
-// webhooks checks the section webhooks.
-func (ch *checker) webhooks() {
-	w := ch.Webhooks
-	ch.notEmpty("webhooks.secret_file", w.SecretFile == "")
-	ch.expect(w.SecretFile == "" || filepath.IsAbs(w.SecretFile), "webhooks.secret_file", "an absolute path")
+// checkWebhooks checks the section webhooks.
+func checkWebhooks(r *report, w *Webhooks) {
+	r.notEmpty("webhooks.secret_file", w.SecretFile == "")
+	r.expect(w.SecretFile == "" || filepath.IsAbs(w.SecretFile), "webhooks.secret_file", "an absolute path")
 	for i, text := range w.Allow {
 		if _, ok := parseNetwork(text); !ok {
-			ch.item(ch.at("webhooks.allow"), i, "webhooks.allow", "expected an IP address, or a network such as 10.0.0.0/8")
+			r.item(r.at("webhooks.allow"), i, "webhooks.allow", "expected an IP address, or a network such as 10.0.0.0/8")
 		}
 	}
 	const path = "webhooks.receivers"
-	list := ch.at(path)
+	list := r.at(path)
 	if list == nil {
 		return
 	}
 	names := map[string]bool{}
-	for i, r := range w.Receivers {
-		wrong := func(key, problem string) { ch.within(list, i, path, key, problem) }
-		wrong("name", nameProblem("receiver", r.Name, names))
-		wrong("tenant", tenantProblem(r.Tenant, nil))
-		switch err := job.CheckWebhookURL(r.URL); {
-		case r.URL == "":
+	for i, to := range w.Receivers {
+		wrong := func(key, problem string) { r.within(list, i, path, key, problem) }
+		wrong("name", nameProblem("receiver", to.Name, names))
+		wrong("tenant", tenantProblem(to.Tenant, nil))
+		switch err := job.CheckWebhookURL(to.URL); {
+		case to.URL == "":
 			wrong("url", "required key is missing or has no value; expected a URL such as https://example.com/hook")
 		case err != nil:
 			wrong("url", err.Error())
 		}
 		switch {
-		case r.SecretFile == "":
+		case to.SecretFile == "":
 			wrong("secret_file", "required key is missing or has no value; expected the path of a file with the secret (echo whsec_$(openssl rand -base64 32))")
-		case !filepath.IsAbs(r.SecretFile):
+		case !filepath.IsAbs(to.SecretFile):
 			wrong("secret_file", "expected an absolute path")
 		}
 		known := make([]string, 0, len(job.WebhookEvents()))
 		for _, kind := range job.WebhookEvents() {
 			known = append(known, string(kind))
 		}
-		for _, text := range r.Events {
+		for _, text := range to.Events {
 			if !slices.Contains(known, text) {
 				wrong("events", fmt.Sprintf("%q is no event that is sent; expected some of %s", text, strings.Join(known, ", ")))
 			}

@@ -280,14 +280,14 @@ func (l *listeners) stopAccepting(ctx context.Context) {
 // and returns their errors. ended is the number of errors that the caller has received
 // already.
 func (l *listeners) shutdown(ctx context.Context, ended int) (err error) {
-	for _, server := range l.servers {
+	for _, holder := range l.holders {
+		holder.End(job.ErrDraining)
+	}
+	for i, server := range l.servers {
 		if server.Shutdown(ctx) != nil {
 			server.Close()
 		}
-	}
-	for _, holder := range l.holders {
-		holder.End(job.ErrDraining)
-		holder.Wait()
+		l.holders[i].Wait(ctx)
 	}
 	for range l.started - ended {
 		if e := <-l.ended; !errors.Is(e, http.ErrServerClosed) && !errors.Is(e, net.ErrClosed) {

@@ -47,22 +47,22 @@ func (m *Metrics) Expose(s Sources) {
 	name := func(name string) string { return "shepherd_" + name }
 	m.registry.MustRegister(&collector{
 		sources: s,
-		jobs:    prometheus.NewDesc(name("jobs"), "Jobs that the ledger has, by state; of those that ended, the ones it keeps.", []string{"state"}, nil),
-		waiting: prometheus.NewDesc(name("queue_jobs"), "Jobs that wait for a sheep, by their model and the sheep that they ask for.", []string{"model", "sheep"}, nil),
-		oldest:  prometheus.NewDesc(name("queue_oldest_age_seconds"), "How long ago the oldest waiting job was submitted.", []string{"model", "sheep"}, nil),
-		up:      prometheus.NewDesc(name("sheep_up"), "Whether the sheep has a runner.", []string{"sheep", "type"}, nil),
-		busy:    prometheus.NewDesc(name("sheep_busy"), "Whether the sheep has a job.", []string{"sheep", "type"}, nil),
-		budget:  prometheus.NewDesc(name("disk_budget_bytes"), "What may be taken of the disk for a purpose; 0 is no bound.", []string{"purpose"}, nil),
-		used:    prometheus.NewDesc(name("disk_used_bytes"), "What is taken of the disk for a purpose.", []string{"purpose"}, nil),
-		free:    prometheus.NewDesc(name("filesystem_free_bytes"), "What is free, for the daemon, in the file system of a folder.", []string{"folder"}, nil),
-		size:    prometheus.NewDesc(name("filesystem_size_bytes"), "The size of the file system of a folder.", []string{"folder"}, nil),
+		jobs:    prometheus.NewDesc(name("jobs"), "Jobs in the ledger by state. Jobs that have ended are counted until their records expire.", []string{"state"}, nil),
+		waiting: prometheus.NewDesc(name("queue_jobs"), "Jobs that can be claimed, by model and the sheep that they are addressed to.", []string{"model", "sheep"}, nil),
+		oldest:  prometheus.NewDesc(name("queue_oldest_age_seconds"), "Seconds since the oldest job that can be claimed was submitted, by model and sheep.", []string{"model", "sheep"}, nil),
+		up:      prometheus.NewDesc(name("sheep_up"), "1 if the sheep has a runner, else 0.", []string{"sheep", "type"}, nil),
+		busy:    prometheus.NewDesc(name("sheep_busy"), "1 if the sheep has a job, else 0.", []string{"sheep", "type"}, nil),
+		budget:  prometheus.NewDesc(name("disk_budget_bytes"), "Bound on the disk space for a purpose in bytes; 0 for none.", []string{"purpose"}, nil),
+		used:    prometheus.NewDesc(name("disk_used_bytes"), "Disk space used for a purpose in bytes.", []string{"purpose"}, nil),
+		free:    prometheus.NewDesc(name("filesystem_free_bytes"), "Bytes available to the daemon in the file system of a directory.", []string{"folder"}, nil),
+		size:    prometheus.NewDesc(name("filesystem_size_bytes"), "Size in bytes of the file system of a directory.", []string{"folder"}, nil),
 
-		messages:   prometheus.NewDesc(name("webhook_waiting_messages"), "Messages that wait for a receiver of webhooks.", []string{"receiver"}, nil),
-		delivery:   prometheus.NewDesc(name("webhook_oldest_age_seconds"), "How long ago the oldest of them was queued.", []string{"receiver"}, nil),
-		tenantHeld: prometheus.NewDesc(name("tenant_held_jobs"), "Jobs of the tenant that sheep have, on all nodes; shown where limits or shares are configured.", []string{"tenant"}, nil),
-		tenantUsed: prometheus.NewDesc(name("tenant_used_gpu_seconds"), "GPU time of the tenant, what is older than the half-life of shares counted half; shown where tenants share.", []string{"tenant"}, nil),
-		limitHeld:  prometheus.NewDesc(name("limit_held_jobs"), "Jobs that sheep have, on all nodes, of the models of a limit.", []string{"models"}, nil),
-		limitMax:   prometheus.NewDesc(name("limit_max_jobs"), "Jobs that sheep may have, on all nodes, of the models of a limit.", []string{"models"}, nil),
+		messages:   prometheus.NewDesc(name("webhook_waiting_messages"), "Webhook messages that wait to be delivered, by receiver.", []string{"receiver"}, nil),
+		delivery:   prometheus.NewDesc(name("webhook_oldest_age_seconds"), "Seconds since the oldest waiting webhook message was queued, by receiver.", []string{"receiver"}, nil),
+		tenantHeld: prometheus.NewDesc(name("tenant_held_jobs"), "Jobs of the tenant that are held by sheep of all nodes. Only with configured limits or shares.", []string{"tenant"}, nil),
+		tenantUsed: prometheus.NewDesc(name("tenant_used_gpu_seconds"), "GPU time used by the tenant in seconds, which halves with each share_half_life. Only with fair_share.", []string{"tenant"}, nil),
+		limitHeld:  prometheus.NewDesc(name("limit_held_jobs"), "Held jobs of the models of a limit, on all nodes.", []string{"models"}, nil),
+		limitMax:   prometheus.NewDesc(name("limit_max_jobs"), "Limit on the held jobs of the models, on all nodes.", []string{"models"}, nil),
 	})
 }
 

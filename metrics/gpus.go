@@ -17,16 +17,16 @@ func (m *Metrics) GPUs(known func() job.GPUs) {
 	}
 	m.registry.MustRegister(&gpuCollector{
 		known:       known,
-		info:        desc("info", "The GPUs; the value is 1.", "name", "driver"),
-		healthy:     desc("healthy", "Whether the GPU is well; one that is not runs no jobs."),
-		memory:      desc("memory_bytes", "The GPU's memory."),
-		used:        desc("memory_used_bytes", "What is in use of the GPU's memory."),
-		utilization: desc("utilization_ratio", "In how much of the last period the GPU worked."),
-		power:       desc("power_watts", "What the GPU draws."),
-		temperature: desc("temperature_celsius", "How hot the GPU is."),
+		info:        desc("info", "Name and driver version of the GPU. The value is always 1.", "name", "driver"),
+		healthy:     desc("healthy", "1 if the GPU is healthy, 0 if it is not and runs no jobs."),
+		memory:      desc("memory_bytes", "Total memory of the GPU in bytes."),
+		used:        desc("memory_used_bytes", "Used memory of the GPU in bytes."),
+		utilization: desc("utilization_ratio", "Fraction of the last sampling period in which the GPU was busy, 0 to 1."),
+		power:       desc("power_watts", "Power draw of the GPU in watts."),
+		temperature: desc("temperature_celsius", "Temperature of the GPU in degrees Celsius."),
 		errors:      desc("uncorrectable_errors_total", "Uncorrectable ECC errors since the driver was loaded."),
-		sheep:       desc("sheep_memory_used_bytes", "What a sheep's runner has of the GPU's memory.", "sheep"),
-		foreign:     desc("foreign_memory_used_bytes", "What processes that are not shepherd's have of the GPU's memory."),
+		sheep:       desc("sheep_memory_used_bytes", "GPU memory used by the sheep's runner in bytes.", "sheep"),
+		foreign:     desc("foreign_memory_used_bytes", "GPU memory used by processes that shepherd did not start, in bytes."),
 	})
 }
 

@@ -70,32 +70,32 @@ func New(version, commit string) *Metrics {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: "shepherd", Name: "build_info", Help: "What the daemon was built from; the value is 1.",
+		Namespace: "shepherd", Name: "build_info", Help: "Version, commit and Go version of the daemon. The value is always 1.",
 	}, []string{"version", "commit", "goversion"})
 	build.WithLabelValues(version, commit, runtime.Version()).Set(1)
 	m.registry.MustRegister(build)
 
-	m.ended = counter("jobs_ended_total", "Jobs that came into a final state, by the sheep that had them.", "sheep", "state")
-	m.returned = counter("jobs_returned_total", "Jobs that a sheep handed back to the queue.", "sheep")
-	m.phases = histogram("job_phase_duration_seconds", "How long jobs were in each phase of their way.", phaseBuckets, "sheep", "phase", "result")
-	m.idle = histogram("runner_idle_seconds", "How long runners waited between two jobs of which the second was there already.", idleBuckets, "sheep")
+	m.ended = counter("jobs_ended_total", "Jobs that reached a final state, by sheep and state.", "sheep", "state")
+	m.returned = counter("jobs_returned_total", "Jobs that a sheep returned to the queue.", "sheep")
+	m.phases = histogram("job_phase_duration_seconds", "Duration of the phases of jobs in seconds, by sheep, phase and result.", phaseBuckets, "sheep", "phase", "result")
+	m.idle = histogram("runner_idle_seconds", "Seconds that runners were idle between two jobs while the second was already waiting.", idleBuckets, "sheep")
 	for event, of := range map[shepherd.RunnerEvent]struct{ name, help string }{
-		shepherd.RunnerStarted:  {"runner_starts_total", "Runners that were started, for whatever reason."},
-		shepherd.RunnerSwitched: {"model_switches_total", "Runners that were stopped to make room for another model."},
-		shepherd.RunnerCrashed:  {"runner_crashes_total", "Runners that ended though nobody had asked them to."},
-		shepherd.RunnerRevived:  {"runner_restarts_total", "Runners that were started again after a crash, before a job wanted them."},
-		shepherd.RunnerAdopted:  {"runner_adoptions_total", "Runners that were found alive when the daemon started."},
+		shepherd.RunnerStarted:  {"runner_starts_total", "Runners that were started for any reason."},
+		shepherd.RunnerSwitched: {"model_switches_total", "Runners that were stopped to load another model."},
+		shepherd.RunnerCrashed:  {"runner_crashes_total", "Runners that exited without being stopped."},
+		shepherd.RunnerRevived:  {"runner_restarts_total", "Runners that were restarted after a crash before a job needed them."},
+		shepherd.RunnerAdopted:  {"runner_adoptions_total", "Running runners that the daemon adopted when it started."},
 	} {
 		m.runners[event] = counter(of.name, of.help, "sheep")
 	}
-	m.refused = counter("api_requests_refused_total", "Requests of the API that were not let in: unknown (who asked), forbidden (to them) or limited (in their rate).", "why")
+	m.refused = counter("api_requests_refused_total", "API requests that were refused, by reason: unknown (no valid credentials), forbidden (missing scope) or limited (rate limit).", "why")
 	for _, why := range []string{"unknown", "forbidden", "limited"} {
 		m.refused.WithLabelValues(why)
 	}
-	m.messages = counter("webhook_tries_total", "Tries to send a message to a receiver of webhooks, by what became of it.", "receiver", "result")
-	m.storage = histogram("storage_request_duration_seconds", "How long requests to storage took, by what came of them.", requestBuckets, "operation", "result")
-	m.images = histogram("registry_request_duration_seconds", "How long requests to the image registry took, by what came of them.", requestBuckets, "operation", "result")
-	m.containerd = histogram("containerd_call_duration_seconds", "How long calls of containerd took, by what came of them.", requestBuckets, "operation", "result")
+	m.messages = counter("webhook_tries_total", "Attempts to send a webhook message, by receiver and result.", "receiver", "result")
+	m.storage = histogram("storage_request_duration_seconds", "Duration of storage requests in seconds, by operation and result.", requestBuckets, "operation", "result")
+	m.images = histogram("registry_request_duration_seconds", "Duration of image registry requests in seconds, by operation and result.", requestBuckets, "operation", "result")
+	m.containerd = histogram("containerd_call_duration_seconds", "Duration of containerd calls in seconds, by operation and result.", requestBuckets, "operation", "result")
 	return m
 }
 
@@ -133,7 +133,7 @@ func (m *Metrics) Ended(sheep string, state job.State) {
 // Returned implements shepherd.Observer.
 func (m *Metrics) Returned(sheep string) { m.returned.WithLabelValues(sheep).Inc() }
 
-// Refused counts a request of the API that was not let in; see api.Config.
+// Refused counts a refused request of the API; see api.Config.
 func (m *Metrics) Refused(why string) { m.refused.WithLabelValues(why).Inc() }
 
 // Receiver initializes the counters of a receiver of webhooks. The empty name stands for the
@@ -144,7 +144,7 @@ func (m *Metrics) Receiver(name string) {
 	}
 }
 
-// Tried counts a try to send a message; see webhook.Config.
+// Tried counts an attempt to send a message; see webhook.Config.
 func (m *Metrics) Tried(receiver string, state job.DeliveryState) {
 	result := "failed"
 	switch state {

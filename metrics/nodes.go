@@ -32,12 +32,12 @@ func (m *Metrics) ExposeNodes(n Nodes) {
 	}
 	m.registry.MustRegister(&nodeCollector{
 		nodes:   n,
-		info:    desc("node_info", "The node that this daemon is, and the first by name of those that share its ledger, which stands for all of them; the value is 1.", "node", "fleet"),
-		up:      desc("node_up", "Whether the node's lease has not ended.", "node"),
-		drained: desc("node_drained", "Whether the node is to claim no job.", "node"),
-		held:    desc("node_held_jobs", "Jobs that the node has.", "node"),
-		models:  desc("node_models", "Models of the node: loaded by its sheep, or on its disk.", "node", "where"),
-		late:    desc("lease_renewals_late_total", "Renewals of the node's lease that came when less than half of it was left."),
+		info:    desc("node_info", "This daemon's node, and as fleet the first node by name of those that share its ledger. The value is always 1.", "node", "fleet"),
+		up:      desc("node_up", "1 if the node's lease is valid, 0 if it has expired.", "node"),
+		drained: desc("node_drained", "1 if the node is drained and claims no jobs, else 0.", "node"),
+		held:    desc("node_held_jobs", "Jobs that the node holds.", "node"),
+		models:  desc("node_models", "Number of models of the node: loaded by its sheep, or on its disk.", "node", "where"),
+		late:    desc("lease_renewals_late_total", "Renewals of the node's lease that were made when less than half of it was left."),
 	})
 }
 

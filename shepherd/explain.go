@@ -228,9 +228,13 @@ func explainDelayed(v job.View) job.Explanation {
 	}
 }
 
+// cannotNow is what to do where no sheep can take a job at the moment.
+const cannotNow = "`shepherd sheep ls` shows the sheep, and `shepherdd doctor` what is wrong with the machine."
+
 // explainWaiting explains a job that waits for a sheep.
 func explainWaiting(v job.View, sheep []eligibility, by bounds) job.Explanation {
 	var able, ready, free int
+	var only string // the last of those that could run it
 	var reasons []string
 	for _, st := range sheep {
 		switch {
@@ -247,6 +251,7 @@ func explainWaiting(v job.View, sheep []eligibility, by bounds) job.Explanation 
 			free++
 		}
 		able++
+		only = st.sheep
 	}
 	e := job.Explanation{Reasons: reasons}
 	to := job.ParseAddress(v.Sheep)
@@ -266,9 +271,12 @@ func explainWaiting(v job.View, sheep []eligibility, by bounds) job.Explanation 
 	case able == 0:
 		e.Summary = fmt.Sprintf("No sheep here can run the model `%s`; the first that tries fails the job.", v.Model)
 		e.Next = nextSteps(job.CauseNotHere, v, sheep)
+	case ready == 0 && able == 1:
+		e.Summary = fmt.Sprintf("Sheep `%s`, which alone could run it, cannot take it at the moment; it is tried again automatically.", only)
+		e.Next = []string{cannotNow}
 	case ready == 0:
 		e.Summary = "The sheep that could run it cannot take it at the moment; they are tried again automatically."
-		e.Next = []string{"`shepherd sheep ls` shows the sheep, and `shepherdd doctor` what is wrong with the machine."}
+		e.Next = []string{cannotNow}
 	case by.limit != nil:
 		e.Summary = limitReached(by.limit)
 		e.Next = []string{"Wait until one of these jobs has ended."}

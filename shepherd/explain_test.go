@@ -72,6 +72,7 @@ func TestExplain(t *testing.T) {
 		{"seventh", view(job.Queued, func(v *job.View) { v.Position, v.WaitUntil, v.Deadline = 7, now.Add(time.Hour), now.Add(2*time.Hour) }), []eligibility{free, busy}},
 		{"far behind", view(job.Queued, func(v *job.View) { v.Position = job.MaxPosition }), []eligibility{busy}},
 		{"resting", view(job.Queued, func(v *job.View) { v.Position = 1 }), []eligibility{rests, never}},
+		{"all rest", view(job.Queued, func(v *job.View) { v.Position = 1 }), []eligibility{rests, {sheep: "timmy", now: "it restarts"}}},
 		{"nobody", view(job.Queued, func(v *job.View) { v.Position = 1 }), []eligibility{never}},
 		{"no sheep", view(job.Queued, nil), nil},
 		{"no such sheep", view(job.Queued, func(v *job.View) { v.Sheep = "gone" }), nil},

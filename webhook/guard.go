@@ -14,7 +14,8 @@ import (
 	"code.dny.dev/ssrf"
 )
 
-// RefusedAddress says that a receiver's host has an address to which no request goes.
+// RefusedAddress is the error for a receiver whose host has an address to which no requests
+// are sent.
 type RefusedAddress struct {
 	Address netip.Addr
 	Why     string
@@ -24,10 +25,10 @@ func (e *RefusedAddress) Error() string {
 	return fmt.Sprintf("the receiver's address %s is %s, which is refused; an operator can allow it with webhooks.allow", e.Address, e.Why)
 }
 
-// guard decides where connections may be made to.
+// guard decides to which addresses connections may be made.
 type guard struct {
 	allow   []netip.Prefix
-	special *ssrf.Guardian // knows the registries of special networks (IANA)
+	special *ssrf.Guardian // has the IANA registries of special networks
 	own     func() ([]net.Addr, error)
 }
 
@@ -35,7 +36,7 @@ func newGuard(allow []netip.Prefix) *guard {
 	return &guard{allow: allow, special: ssrf.New(ssrf.WithAnyPort()), own: net.InterfaceAddrs}
 }
 
-// control is called when a name has been looked up, before the connection is made.
+// control is called after the name is resolved and before the connection is made.
 func (g *guard) control(_, address string, _ syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -69,9 +70,9 @@ func (g *guard) check(to netip.Addr) error {
 	return nil
 }
 
-// Reach connects to the host of a receiver's URL, under the rules of the package, and
-// sends nothing. The error says why a message would not come through, *RefusedAddress
-// among others.
+// Reach connects to the host of a receiver's URL, under the rules of the package, and sends
+// nothing. Its error, such as *RefusedAddress, is the reason why a message could not be
+// delivered.
 func Reach(ctx context.Context, receiver string, allow []netip.Prefix) error {
 	u, err := url.Parse(receiver)
 	if err != nil {
@@ -98,11 +99,11 @@ func Reach(ctx context.Context, receiver string, allow []netip.Prefix) error {
 	return conn.Close()
 }
 
-// connectTime bounds the making of a connection.
+// connectTime bounds how long a connection may take.
 const connectTime = 10 * time.Second
 
-// newTransport connects to nothing that the guard refuses, and uses no proxy: that would
-// connect wherever it is told to.
+// newTransport connects to no address that the guard refuses. It uses no proxy, which would
+// connect to any address.
 func newTransport(allow []netip.Prefix) *http.Transport {
 	dialer := &net.Dialer{Timeout: connectTime, Control: newGuard(allow).control}
 	return &http.Transport{

@@ -14,11 +14,12 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// consumer makes messages of events.
+// consumer makes messages from events.
 type consumer struct {
-	name   string // of its checkpoint
+	name   string // of its checkpoint in the ledger
 	tenant string // whose events it reads, empty for all
-	// messages are those about the events, and the runs whose messages are complete.
+	// messages returns the messages about the events, and the runs whose messages are
+	// complete.
 	messages func(ctx context.Context, events []job.Event) ([]job.Delivery, []ledger.JobRun, error)
 }
 
@@ -33,7 +34,7 @@ func receiverConsumer(r Receiver, show func(job.Event) (json.RawMessage, error))
 			if err != nil {
 				return nil, nil, err
 			}
-			m.Tenant = r.Tenant // what the operator configured is not the tenants' to see
+			m.Tenant = r.Tenant // tenants may not see the receivers that the operator configured
 			messages = append(messages, m)
 		}
 		return messages, nil, nil
@@ -94,14 +95,14 @@ func jobsConsumer(l Ledger, show func(job.Event) (json.RawMessage, error)) consu
 	}}
 }
 
-// envelope is a message's body.
+// envelope is the body of a message.
 type envelope struct {
 	Type      string          `json:"type"`
 	Timestamp *string         `json:"timestamp"`
 	Data      json.RawMessage `json:"data"`
 }
 
-// newMessage is a message about an event. The same event gives the same message.
+// newMessage returns the message about an event, always the same for the same event.
 func newMessage(receiver string, e job.Event, show func(job.Event) (json.RawMessage, error)) (job.Delivery, error) {
 	data, err := show(e)
 	if err != nil {
@@ -119,7 +120,7 @@ func newMessage(receiver string, e job.Event, show func(job.Event) (json.RawMess
 // groupPage is how many records of a group are read at a time.
 const groupPage = 1000
 
-// groupEnd is what is told of a group.
+// groupEnd is the content of a message about a group.
 type groupEnd struct {
 	Group     string `json:"group"`
 	Done      int    `json:"done"`
@@ -130,7 +131,7 @@ type groupEnd struct {
 	runs  int  // of all its jobs
 }
 
-// readGroup reads how a tenant's group stands.
+// readGroup reads the states of the jobs of a tenant's group.
 func readGroup(ctx context.Context, l Ledger, name, tenant string) (groupEnd, error) {
 	g := groupEnd{Group: name, ended: true}
 	for cursor := int64(0); ; {
@@ -161,8 +162,8 @@ func readGroup(ctx context.Context, l Ledger, name, tenant string) (groupEnd, er
 	}
 }
 
-// message is one about the end of the group, by the event of one of its jobs. As long as
-// none of them runs again it has the same id.
+// message returns the message about the end of the group, made from the event of one of its
+// jobs. It has the same id until one of them runs again.
 func (g groupEnd) message(receiver string, e job.Event) (job.Delivery, error) {
 	data, err := job.JSON(g)
 	if err != nil {
@@ -178,13 +179,13 @@ func (g groupEnd) message(receiver string, e job.Event) (job.Delivery, error) {
 	}, nil
 }
 
-// messageID names a message. Cursors begin again in another ledger, which may have taken
-// over the jobs of this one.
+// messageID returns the id of a message. A cursor alone does not identify an event: another
+// ledger, to which the jobs were moved, gives out the same cursors.
 func messageID(receiver string, e job.Event) string {
 	return nameOf(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d\x00%s\x00%d", receiver, e.Cursor, e.Job, e.Run, e.Kind, e.At.UnixMicro()))
 }
 
-// nameOf is a message's id for what it is about.
+// nameOf returns the id of a message about the parts.
 func nameOf(what []byte) string {
 	sum := sha256.Sum256(what)
 	return "msg_" + strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:16]))
@@ -194,8 +195,8 @@ func nameOf(what []byte) string {
 type reader struct {
 	*Dispatcher
 	consumer
-	kept job.Cursor // in the ledger
-	at   job.Cursor // that all before has been read
+	kept job.Cursor // the checkpoint in the ledger
+	at   job.Cursor // all events before it were read
 }
 
 func (d *Dispatcher) newReader(c consumer) *reader { return &reader{Dispatcher: d, consumer: c} }
@@ -223,11 +224,11 @@ func (r *reader) run(ctx context.Context) {
 	if r.kept != "" && r.at != r.kept {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		_, _ = r.cfg.Ledger.QueueDeliveries(ctx, r.name, r.kept, r.at, nil, nil) // else these events are read again
+		_, _ = r.cfg.Ledger.QueueDeliveries(ctx, r.name, r.kept, r.at, nil, nil) // if it fails, these events are read again
 	}
 }
 
-// open reads the consumer's cursor in the ledger; one that has none begins now.
+// open reads the consumer's cursor from the ledger. A new consumer begins at the latest event.
 func (r *reader) open(ctx context.Context) error {
 	kept, err := r.cfg.Ledger.Checkpoint(ctx, r.name)
 	if errors.Is(err, ledger.ErrNotFound) {
@@ -243,13 +244,14 @@ func (r *reader) open(ctx context.Context) error {
 		return err
 	}
 	r.kept, r.at = kept, kept
+	r.nudge() // messages may have been queued although the ledger failed to say so
 	return nil
 }
 
-// follow reads events from the cursor on. It returns nil where another node has moved
-// the cursor meanwhile.
+// follow reads events from the cursor on. It returns nil if another node has moved the
+// cursor.
 func (r *reader) follow(ctx context.Context) error {
-	var keep <-chan time.Time // receives when the cursor is to be kept although nothing was queued
+	var keep <-chan time.Time // receives when the cursor is to be stored although nothing was queued
 	due := false              // keep has received
 	for {
 		changed := r.cfg.Ledger.Changed()

@@ -17,8 +17,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// send claims messages that are due and tries them, until ctx ends and the tries under
-// way have.
+// send claims messages that are due and tries them, until ctx ends and the tries under way
+// have ended.
 func (d *Dispatcher) send(ctx context.Context) {
 	busy := map[string]int{} // tries under way, by receiver
 	under := 0
@@ -79,7 +79,7 @@ func (d *Dispatcher) send(ctx context.Context) {
 	}
 }
 
-// full are the receivers that get no more for the moment.
+// full returns the receivers with the most tries under way that are allowed.
 func full(busy map[string]int) []string {
 	var names []string
 	for receiver, n := range busy {
@@ -90,10 +90,10 @@ func full(busy map[string]int) []string {
 	return names
 }
 
-// deliver tries a message and keeps the result.
+// deliver tries a message and stores the result.
 func (d *Dispatcher) deliver(ctx context.Context, m job.Delivery) {
 	result := d.try(ctx, m)
-	if ctx.Err() != nil && result.State != job.DeliveryDelivered { // broken off by Stop, which is not the receiver's fault
+	if ctx.Err() != nil && result.State != job.DeliveryDelivered { // cancelled by Stop: the receiver has not failed
 		result = ledger.DeliveryResult{State: job.DeliveryWaiting, Pause: time.Second, Problem: "the daemon stopped during the try"}
 	}
 	log := d.cfg.Log.With("message", m.ID, "receiver", shownReceiver(m.Receiver), "job", m.Job, "try", m.Tries)
@@ -119,8 +119,8 @@ func (d *Dispatcher) deliver(ctx context.Context, m job.Delivery) {
 	}
 }
 
-// shownReceiver is a receiver for the log: the path and the query of a URL that a client
-// chose may hold secrets.
+// shownReceiver returns a receiver for the log. The path and the query of a URL that a client
+// chose may contain secrets, and are left out.
 func shownReceiver(receiver string) string {
 	u, err := url.Parse(receiver)
 	if err != nil || u.Host == "" {
@@ -172,8 +172,8 @@ func (d *Dispatcher) try(ctx context.Context, m job.Delivery) ledger.DeliveryRes
 	return result(m, status, problem, retryAfter(answer.Header, now), status == http.StatusGone)
 }
 
-// target is where a message goes, empty where its receiver is not configured, and the
-// secrets that it is signed with.
+// target returns the URL of a message's receiver, empty for one that is not configured any
+// more, and the secrets with which the message is signed.
 func (d *Dispatcher) target(m job.Delivery) (address string, secrets []Secret, err error) {
 	read := func() ([]Secret, error) { return d.cfg.JobSecrets(m.Tenant) }
 	if r, ok := d.receivers[m.Receiver]; ok {
@@ -190,8 +190,8 @@ func (d *Dispatcher) target(m job.Delivery) (address string, secrets []Secret, e
 	return address, secrets, nil
 }
 
-// result is that of a try that failed: the message is tried again, unless that is of no
-// use or the time for it is over.
+// result returns the result of a failed try: the message is tried again, unless that cannot
+// help or its time is over.
 func result(m job.Delivery, status int, problem string, atLeast time.Duration, useless bool) ledger.DeliveryResult {
 	r := ledger.DeliveryResult{State: job.DeliveryWaiting, Pause: max(backoff(m.Tries), atLeast), Status: status, Problem: problem}
 	if useless || time.Now().Add(r.Pause).After(m.Began.Add(giveUpAfter)) {
@@ -200,7 +200,7 @@ func result(m job.Delivery, status int, problem string, atLeast time.Duration, u
 	return r
 }
 
-// backoff is the pause after so many tries, up to a fifth shorter or longer than its mean.
+// backoff returns the pause after so many tries, with a jitter of up to a fifth.
 func backoff(tries int) time.Duration {
 	mean := longestPause
 	if shift := max(tries-1, 0); shift < 16 {
@@ -209,7 +209,7 @@ func backoff(tries int) time.Duration {
 	return mean*4/5 + rand.N(mean*2/5)
 }
 
-// retryAfter is how long a receiver asks for a pause, at most longestPause.
+// retryAfter returns the pause that a receiver asks for, at most longestPause.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	text := h.Get("Retry-After")
 	if seconds, err := strconv.Atoi(text); err == nil {

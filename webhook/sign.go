@@ -10,20 +10,19 @@ import (
 	"time"
 )
 
-// Bounds of a secret, in bytes, as Standard Webhooks has them.
+// Bounds of a secret in bytes, as in Standard Webhooks.
 const (
 	minSecret = 24
 	maxSecret = 64
 )
 
-// secretPrefix begins a secret's text.
+// secretPrefix is the prefix of a secret's text.
 const secretPrefix = "whsec_"
 
-// Secret is what messages are signed with. It must not be logged.
+// Secret is a key with which messages are signed. It must not be logged.
 type Secret []byte
 
-// ParseSecret reads whsec_ and 24 to 64 bytes in base64. The error does not show the
-// text.
+// ParseSecret parses whsec_ and 24 to 64 bytes in base64. The error does not show the text.
 func ParseSecret(text string) (Secret, error) {
 	encoded, found := strings.CutPrefix(text, secretPrefix)
 	secret, err := base64.StdEncoding.DecodeString(encoded)
@@ -33,8 +32,8 @@ func ParseSecret(text string) (Secret, error) {
 	return secret, nil
 }
 
-// ParseSecrets reads one secret from each line that is not empty: those that receivers
-// may know while one takes the place of another.
+// ParseSecrets parses one secret from each line that is not empty. There are several while a
+// secret is replaced.
 func ParseSecrets(text string) ([]Secret, error) {
 	var secrets []Secret
 	for i, line := range strings.Split(text, "\n") {
@@ -55,21 +54,21 @@ func ParseSecrets(text string) ([]Secret, error) {
 
 var errNoSecret = fmt.Errorf("expected a line with whsec_ and %d to %d bytes in base64 (echo whsec_$(openssl rand -base64 32))", minSecret, maxSecret)
 
-// Text is the secret as ParseSecret reads it.
+// Text returns the secret in the format of ParseSecret.
 func (s Secret) Text() string { return secretPrefix + base64.StdEncoding.EncodeToString(s) }
 
-// String is stars.
+// String returns stars.
 func (s Secret) String() string { return "*****" }
 
-// ForTenant is the secret for the receivers that jobs of a tenant name; a tenant that
-// knows its own knows no other's.
+// ForTenant derives the secret for the receivers that jobs of a tenant name. The secret of
+// another tenant cannot be computed from it.
 func (s Secret) ForTenant(tenant string) Secret {
 	mac := hmac.New(sha256.New, s)
 	mac.Write([]byte("shepherd webhooks of tenant\x00" + tenant))
 	return mac.Sum(nil)
 }
 
-// Sign is the value of the header webhook-signature: one signature for each secret.
+// Sign returns the value of the header webhook-signature: one signature for each secret.
 func Sign(secrets []Secret, id string, at time.Time, payload []byte) string {
 	signatures := make([]string, len(secrets))
 	for i, secret := range secrets {

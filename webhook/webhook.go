@@ -1,22 +1,22 @@
-// Package webhook tells receivers of what happens to jobs, by HTTP requests in the
-// form of Standard Webhooks (https://www.standardwebhooks.com).
+// Package webhook sends messages about jobs to receivers, as HTTP requests in the format of
+// Standard Webhooks (https://www.standardwebhooks.com).
 //
 //	ledger's events ─► reader, one per consumer ─► messages in the ledger ─► sender ─► receivers
 //
-// A consumer is a configured receiver, or all that jobs name. Each has a cursor in the
-// ledger, which moves in the same commit that queues its messages (see
-// ledger.Webhooks): nothing is lost or made twice by a crash, or by several nodes that
-// share the ledger and all run a Dispatcher. A message is delivered at least once, with
-// the same id at each try, and those about one job to one receiver in order.
+// A consumer is a configured receiver, or all receivers that jobs name. Each consumer has a
+// cursor in the ledger, which moves in the same commit that queues its messages (see
+// ledger.Webhooks): no message is lost or queued twice after a crash, or when several nodes
+// that share the ledger run a Dispatcher. A message is delivered at least once, with the same
+// id at each try. Messages about one job are delivered to one receiver in order.
 //
-// The end of a group is told by the event of a job that ended last: who reads the end of
-// one of its jobs looks whether all have ended. Should several events find that, their
-// messages have one id.
+// The message about the end of a group is made from the event of the job that ended last: at
+// each end of one of its jobs the reader looks whether all have ended. If several events find
+// that, their messages have the same id.
 //
-// The URLs are others' to choose. A request goes to no address of a private or special
-// network, nor to one of this machine, unless it is allowed; that is checked when the
-// connection is made, after the name was looked up. Redirects are not followed, no
-// proxy is used, and nothing of an answer but its status is kept.
+// Clients choose the URLs. A request goes to no address of a private or special network, nor
+// to one of this machine, unless it is allowed; this is checked when the connection is made,
+// after the name was resolved. Redirects are not followed, no proxy is used, and only the
+// status of a response is kept.
 package webhook
 
 import (
@@ -35,31 +35,33 @@ import (
 )
 
 const (
-	// giveUpAfter is for how long a message is tried.
+	// giveUpAfter is how long a message is tried.
 	giveUpAfter = 24 * time.Hour
-	// firstPause is that after the first try; each is twice as long, up to longestPause.
+	// firstPause is the pause after the first try. Each further pause is twice as long, up
+	// to longestPause.
 	firstPause   = 5 * time.Second
 	longestPause = time.Hour
-	// tryTime bounds one try, and hold is after what time a try is taken for lost.
+	// tryTime bounds one try. A message is claimed for the time hold; after that it is tried
+	// again.
 	tryTime = 15 * time.Second
 	hold    = 4 * tryTime
-	// senders bounds the tries at a time, and claimBatch how many messages are claimed
-	// at a time. A receiver with that many tries under way gets no more.
+	// senders bounds the tries under way, and claimBatch how many messages are claimed at a
+	// time. A receiver with that many tries under way gets no more.
 	senders    = 32
 	claimBatch = 4
-	// keepFor and keepNumber bound the messages that are kept after they were settled.
+	// keepFor and keepNumber bound the messages that are kept after they are settled.
 	keepFor     = 7 * 24 * time.Hour
 	keepNumber  = 100_000
 	expireBatch = 500
 	expireEvery = time.Hour
-	// checkpointEvery is how often a cursor is kept that has passed no event of interest.
+	// checkpointEvery is how often a cursor is stored while no event makes a message.
 	checkpointEvery = time.Minute
-	// lookEvery is how often a node looks for messages that another one has left.
+	// lookEvery is how often a node looks for messages that another node has left.
 	lookEvery  = time.Minute
 	eventBatch = 256
 )
 
-// Ledger is what the Dispatcher needs of a ledger.
+// Ledger is the part of a ledger that the Dispatcher uses.
 type Ledger interface {
 	ledger.Webhooks
 	Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) ([]job.Event, job.Cursor, error)
@@ -69,16 +71,16 @@ type Ledger interface {
 	List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error)
 }
 
-// Receiver is a configured one.
+// Receiver is a configured receiver.
 type Receiver struct {
 	Name string
 	URL  string
-	// Secrets are read before each try: the message is signed with each of them, so that
-	// a secret can be replaced by another.
+	// Secrets is called before each try. The message is signed with each of the secrets, so
+	// that a secret can be replaced.
 	Secrets func() ([]Secret, error)
 	// Events are the kinds that are sent; empty stands for job.EventEnded.
 	Events []job.EventKind
-	// Tenant is whose jobs are told of, empty for all.
+	// Tenant is the tenant whose jobs the messages are about, empty for all.
 	Tenant string
 }
 
@@ -95,26 +97,26 @@ func (r Receiver) wants(e job.Event) bool {
 	return false
 }
 
-// Config is what a Dispatcher is made of. Ledger, Event and Log are required.
+// Config configures a Dispatcher. Ledger, Event and Log are required.
 type Config struct {
 	Ledger    Ledger
 	Receivers []Receiver
-	// JobSecrets are those for the receivers that jobs of a tenant name; nil where jobs
-	// may name none.
+	// JobSecrets returns the secrets for the receivers that jobs of a tenant name; nil if
+	// jobs may not name receivers.
 	JobSecrets func(tenant string) ([]Secret, error)
-	// Event is an event as the API shows it.
+	// Event returns an event in the format of the API.
 	Event func(job.Event) (json.RawMessage, error)
-	// Allow are networks that requests may go to although they are private, special or
-	// this machine's.
+	// Allow are private or special networks, or networks of this machine, to which requests
+	// may be sent.
 	Allow []netip.Prefix
 	// Shared says that other nodes use the ledger, too.
 	Shared bool
 	// UserAgent names the daemon in requests.
 	UserAgent string
 	// Tried, if not nil, is called after each try of a message, for metrics, with the name
-	// of the receiver, empty for one that a job names, and what became of the message.
+	// of the receiver, empty for one that a job names, and the new state of the message.
 	Tried func(receiver string, state job.DeliveryState)
-	// Transport sends the requests; nil stands for one with the rules of the package.
+	// Transport sends the requests; nil stands for one that follows the rules above.
 	Transport http.RoundTripper
 	Log       *slog.Logger
 }
@@ -124,7 +126,7 @@ type Dispatcher struct {
 	cfg       Config
 	receivers map[string]Receiver
 	client    *http.Client
-	wake      chan struct{} // holds one where there may be a message to send
+	wake      chan struct{} // has a value if there may be a message to send
 
 	mu      sync.Mutex
 	stop    context.CancelFunc // nil before Start
@@ -132,7 +134,7 @@ type Dispatcher struct {
 	running sync.WaitGroup
 }
 
-// New makes a Dispatcher, which does nothing before Start.
+// New creates a Dispatcher. It does nothing before Start.
 func New(cfg Config) *Dispatcher {
 	d := &Dispatcher{cfg: cfg, receivers: make(map[string]Receiver), wake: make(chan struct{}, 1)}
 	for _, r := range cfg.Receivers {
@@ -149,8 +151,8 @@ func New(cfg Config) *Dispatcher {
 	return d
 }
 
-// Start begins to read events and to send messages. A receiver that was not there before
-// is told of events from now on.
+// Start starts to read events and to send messages. A new receiver gets messages about events
+// from now on.
 func (d *Dispatcher) Start() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -169,8 +171,8 @@ func (d *Dispatcher) Start() {
 	d.running.Go(func() { d.expire(ctx) })
 }
 
-// Stop ends what Start began. Tries that are under way are broken off; their messages
-// are tried again by the next Dispatcher.
+// Stop stops the goroutines of Start and waits for them. Tries under way are cancelled; the
+// next Dispatcher tries their messages again.
 func (d *Dispatcher) Stop() {
 	d.mu.Lock()
 	d.stopped = true
@@ -187,7 +189,7 @@ func (d *Dispatcher) Deliveries(ctx context.Context, filter job.DeliveryFilter, 
 	return d.cfg.Ledger.Deliveries(ctx, filter, cursor, limit)
 }
 
-// Redeliver sends a message again, and soon. The error is job.ErrNoMessage.
+// Redeliver queues a message to be sent again, at once. The error is job.ErrNoMessage.
 func (d *Dispatcher) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
 	again, err := d.cfg.Ledger.Redeliver(ctx, id, tenant)
 	if errors.Is(err, ledger.ErrNoDelivery) {
@@ -199,8 +201,8 @@ func (d *Dispatcher) Redeliver(ctx context.Context, id, tenant string) (job.Deli
 	return again, err
 }
 
-// JobSecret is the text of the secret for the receivers that jobs of a tenant name; empty
-// where jobs may name none.
+// JobSecret returns the text of the secret for the receivers that jobs of a tenant name;
+// empty if jobs may not name receivers.
 func (d *Dispatcher) JobSecret(tenant string) (string, error) {
 	if d.cfg.JobSecrets == nil {
 		return "", nil
@@ -212,7 +214,7 @@ func (d *Dispatcher) JobSecret(tenant string) (string, error) {
 	return secrets[0].Text(), nil
 }
 
-// nudge has messages looked for that are due.
+// nudge wakes the sender to look for messages that are due.
 func (d *Dispatcher) nudge() {
 	select {
 	case d.wake <- struct{}{}:
@@ -220,7 +222,7 @@ func (d *Dispatcher) nudge() {
 	}
 }
 
-// expire removes messages that are no longer kept, now and then.
+// expire removes expired messages from time to time.
 func (d *Dispatcher) expire(ctx context.Context) {
 	ticker := time.NewTicker(expireEvery)
 	defer ticker.Stop()
@@ -242,7 +244,7 @@ func (d *Dispatcher) expire(ctx context.Context) {
 	}
 }
 
-// pause waits, and returns false where ctx ended.
+// pause waits. It returns false if ctx ended.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 
 	"github.com/iterait/shepherd/job"
@@ -23,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// request is one that a receiver got.
+// request is a request that a receiver got.
 type request struct {
 	at                       time.Time
 	url, id, stamp, sign     string
@@ -64,7 +65,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Header: header, Body: http.NoBody, Request: r}, nil
 }
 
-// said are the messages that a URL got, as "JOB KIND".
+// said returns the messages that a URL got, as "JOB KIND".
 func (w *wire) said(url string) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -81,8 +82,8 @@ var testSecret = Secret("0123456789abcdef0123456789abcdef")
 
 func secrets() ([]Secret, error) { return []Secret{testSecret}, nil }
 
-// config is that of a Dispatcher with the receivers "all", of every event, and "wool",
-// of the ends of one tenant's jobs.
+// config has the receivers "all", of every event, and "wool", of the ends of one tenant's
+// jobs.
 func config(l *memory.Ledger, w *wire) Config {
 	return Config{
 		Ledger: l, Transport: w, Log: slog.New(slog.DiscardHandler), UserAgent: "shepherd/test",
@@ -122,8 +123,8 @@ func want(t *testing.T, w *wire, url string, said ...string) {
 	}
 }
 
-// Receivers are told of what happens from the first start on, also of what happened
-// while no daemon ran, and of nothing twice.
+// Receivers get messages about all events from the first start on, also those while no daemon
+// ran, and none twice.
 func TestDeliver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{}), &wire{}
@@ -176,8 +177,8 @@ func TestDeliver(t *testing.T) {
 	})
 }
 
-// A message that is refused is tried with growing pauses for a day, with one id, and
-// holds up those behind it about the same job for the same receiver, and no others.
+// A message that is refused is tried with growing pauses for a day, with one id. Later
+// messages about the same job for the same receiver wait for it, and no others.
 func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := memory.New(memory.Config{})
@@ -242,7 +243,7 @@ func TestRetry(t *testing.T) {
 	})
 }
 
-// What a receiver answers decides what becomes of a message.
+// The response of a receiver decides whether a message is tried again.
 func TestAnswers(t *testing.T) {
 	for _, c := range []struct {
 		status  int
@@ -291,7 +292,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// A receiver that does not answer does not hold up others.
+// A receiver that does not answer does not delay others.
 func TestSlowReceiver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{}), &wire{}
@@ -323,7 +324,7 @@ func (h hanging) RoundTrip(r *http.Request) (*http.Response, error) {
 	return h.wire.RoundTrip(r)
 }
 
-// Events that are no longer kept are passed over, and those after them are told of.
+// Events that are no longer kept are skipped; there are messages about those after them.
 func TestEventsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{EventNumber: 4}), &wire{}
@@ -347,7 +348,7 @@ func TestEventsGone(t *testing.T) {
 	})
 }
 
-// A cursor is kept now and then where events pass that no receiver wants.
+// A cursor is stored from time to time while no receiver wants the events.
 func TestCheckpointKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{}), &wire{}
@@ -380,6 +381,43 @@ func TestCheckpointKept(t *testing.T) {
 	})
 }
 
+// unsure is a ledger whose connection breaks when messages have just been queued: it does
+// so, and says that it failed, or that another node was faster.
+type unsure struct {
+	*memory.Ledger
+	err error
+}
+
+func (u unsure) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
+	moved, err := u.Ledger.QueueDeliveries(ctx, consumer, from, to, messages, complete)
+	if err == nil && len(messages) > 0 {
+		return false, u.err
+	}
+	return moved, err
+}
+
+// A message that was queued, although the ledger does not say so, is sent soon.
+func TestQueuedUnawares(t *testing.T) {
+	for name, answer := range map[string]error{"an error": errdefs.ErrUnavailable, "another node": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, w := memory.New(memory.Config{}), &wire{}
+				defer l.Close()
+				cfg := config(l, w)
+				cfg.Ledger, cfg.JobSecrets, cfg.Receivers = unsure{l, answer}, nil, cfg.Receivers[:1]
+				d := New(cfg)
+				d.Start()
+				defer d.Stop()
+				synctest.Wait()
+				create(t, l, job.Record{ID: "a"})
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				want(t, w, "https://all.example", "a queued")
+			})
+		})
+	}
+}
+
 func TestNotStarted(t *testing.T) {
 	l := memory.New(memory.Config{})
 	defer l.Close()
@@ -389,8 +427,8 @@ func TestNotStarted(t *testing.T) {
 	d.Stop()
 }
 
-// The receiver of a group is told once when all its jobs have ended, also where several end
-// at a time, and again when one of them ran again.
+// The receiver of a group gets one message when all its jobs have ended, also where several
+// end at the same time, and another after one of them ran again.
 func TestGroupEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{}), &wire{}

@@ -50,7 +50,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// A name is looked up first and its address checked then; a redirect is not followed.
+// A name is resolved before its address is checked, and redirects are not followed.
 func TestTransport(t *testing.T) {
 	asked := 0
 	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -87,8 +87,8 @@ func TestTransport(t *testing.T) {
 	}
 }
 
-// The reference library of Standard Webhooks accepts what is signed, with any of the
-// secrets, and nothing else.
+// The reference library of Standard Webhooks accepts messages signed with any of the secrets,
+// and no others.
 func TestReference(t *testing.T) {
 	node := testenv.Command(t, "node", "nodejs")
 	modules, err := filepath.Abs(cmp.Or(os.Getenv("SHEPHERD_TEST_WEBHOOKS"), "../.cache/webhooks"))

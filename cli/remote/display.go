@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,10 +42,11 @@ type display struct {
 	progress *mpb.Progress // of a terminal, while a stage is shown
 	bar      *mpb.Bar
 	shown    *shown
-	last     string    // the line that was printed last, where there is no terminal
-	before   string    // the one before
-	at       time.Time // when the last was printed
-	told     string    // why the last attempt ended that is to be followed by another
+	last     string          // the line that was printed last, where there is no terminal
+	before   string          // the one before
+	at       time.Time       // when the last was printed
+	told     string          // why the last attempt ended that is to be followed by another
+	since    map[string]bool // the lines printed since it was said
 }
 
 // shown is the stage that is shown.
@@ -96,8 +98,8 @@ func (d *display) again(j client.Job) {
 	if last.Run != j.Run || why == "" || why == d.told {
 		return
 	}
-	d.told = why
-	d.finish(false)
+	d.told, d.since = why, map[string]bool{}
+	d.finish(dropped)
 	fmt.Fprintf(d.to, "sheep %s: %s; the job is tried again\n", last.Sheep, strings.TrimSuffix(clean(why), "."))
 }
 
@@ -106,6 +108,9 @@ var percent = regexp.MustCompile(`(\d{1,3}) ?%`)
 
 // stageOf is what a job is at, in words and as a share; a negative share is unknown.
 // The stage is empty for a job that has ended.
+//
+// What a sheep says of the model that it loads is known by its words. A runner's own report
+// may have the same, and is of the run.
 func stageOf(j client.Job) (stage, text string, share float64) {
 	text, share = deref(j.Detail), -1
 	if found := percent.FindStringSubmatch(text); found != nil {
@@ -125,12 +130,19 @@ func stageOf(j client.Job) (stage, text string, share float64) {
 			text = fmt.Sprintf("number %d", *j.Position)
 		}
 		return stageQueue, text, -1
-	case strings.HasPrefix(text, "pulling"), strings.HasPrefix(text, "unpacking"):
+	case j.Progress != nil:
+		return stageRun, text, share
+	case beginsWith(text, "pulling", "unpacking", "asking the registry"):
 		return stagePull, text, share
-	case j.Status == job.Queued, strings.HasPrefix(text, "loading"), strings.HasPrefix(text, "starting"):
+	case j.Status == job.Queued, beginsWith(text, "loading", "starting", "unloading", "waiting for"):
 		return stageLoad, text, share
 	}
 	return stageRun, text, share
+}
+
+// beginsWith reports whether a text begins with one of some others.
+func beginsWith(text string, with ...string) bool {
+	return slices.ContainsFunc(with, func(w string) bool { return strings.HasPrefix(text, w) })
 }
 
 // lineEvery is the time between two lines of one stage.
@@ -155,12 +167,19 @@ func (d *display) stage(name, text string, share float64) {
 }
 
 // line prints a line where the stage is new, or something has changed after a while. A
-// job that goes back and forth between two stages is news as rarely.
+// job that goes back and forth between two stages is news as rarely; one that does so since
+// it is tried again is none, until it is for another reason.
 func (d *display) line(name, text string) {
 	line := strings.TrimSuffix(name+": "+text, ": ")
+	if d.since[line] {
+		return
+	}
 	begun := strings.HasPrefix(d.last, name) && (len(d.last) == len(name) || d.last[len(name)] == ':')
 	if now := d.now(); !begun && line != d.before || line != d.last && now.Sub(d.at) >= lineEvery {
 		d.last, d.before, d.at = line, d.last, now
+		if d.since != nil {
+			d.since[line] = true
+		}
 		fmt.Fprintln(d.to, line)
 	}
 }
@@ -173,7 +192,11 @@ func (d *display) begin(name string, total int64, text string, known bool, right
 		d.shown.mu.Unlock()
 		return
 	}
-	d.finish(true)
+	if d.told != "" {
+		d.finish(dropped) // one bar for all tries that follow, rather than several for each
+	} else {
+		d.finish(done)
+	}
 	s := &shown{name: name, whole: total, began: d.now(), text: text, known: known}
 	bar, spinner := mpb.BarStyle().Build(), mpb.SpinnerStyle().PositionLeft().Build()
 	filler := mpb.BarFillerFunc(func(w io.Writer, stat decor.Statistics) error {
@@ -238,12 +261,21 @@ func (c *counter) add(bytes int) {
 	}
 }
 
-// finish ends the stage that is shown; done says that it was got through.
-func (d *display) finish(done bool) {
+// How the bar of a stage ends.
+type ending int
+
+const (
+	done    ending = iota // it was got through, and took so long
+	left                  // it stays as it was
+	dropped               // it goes
+)
+
+// finish ends the stage that is shown.
+func (d *display) finish(how ending) {
 	if d.shown == nil {
 		return
 	}
-	if done {
+	if how == done {
 		if d.shown.whole > 0 {
 			d.bar.SetCurrent(d.shown.whole)
 		}
@@ -252,7 +284,7 @@ func (d *display) finish(done bool) {
 		d.shown.mu.Unlock()
 		d.bar.SetTotal(-1, true)
 	} else {
-		d.bar.Abort(false)
+		d.bar.Abort(how == dropped)
 	}
 	d.progress.Wait()
 	d.shown, d.bar, d.progress = nil, nil, nil
@@ -265,7 +297,7 @@ func (d *display) end() {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.finish(true)
+	d.finish(done)
 }
 
 // interrupted ends what is shown, so that something can be asked.
@@ -275,7 +307,7 @@ func (d *display) interrupted() {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.finish(false)
+	d.finish(left)
 }
 
 // pull shows how far the pull of a model is.

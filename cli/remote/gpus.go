@@ -1,13 +1,13 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -104,20 +104,25 @@ func writeGPUs(w io.Writer, known client.GPUList, form Format) error {
 // and each foreign process.
 func printGPUs(w io.Writer, known client.GPUList) error {
 	if known.Trouble != nil {
-		fmt.Fprintf(w, "It is not known how the GPUs fare: %s\n", *known.Trouble)
+		fmt.Fprintf(w, "It is not known how the GPUs fare: %s\n", clean(*known.Trouble))
 	}
 	if len(known.Gpus)+len(known.Others) == 0 {
 		_, err := fmt.Fprintln(w, "No GPU is known here.")
 		return err
 	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "GPU\tMEMORY\tLOAD\tPOWER\tTEMP\tHEALTH")
+	rows := table{{"GPU", "MEMORY", "LOAD", "POWER", "TEMP", "HEALTH"}}
 	var notes []string
 	for _, g := range known.Gpus {
-		fmt.Fprintf(table, "%d %s\t%s / %s\t%s\t%s\t%s\t%s\n", g.Index, g.Name, gibibytes(g.Used), gibibytes(g.Memory),
-			orDash(g.Utilization, "%d %%"), orDash(g.Power, "%.0f W"), orDash(g.Temperature, "%d °C"), g.Health)
+		node := ""
+		if g.Node != nil {
+			node = *g.Node + " "
+		}
+		rows = append(rows, []string{
+			fmt.Sprintf("%s%d %s", node, g.Index, g.Name), gibibytes(g.Used) + " / " + gibibytes(g.Memory),
+			orDash(g.Utilization, "%d %%"), orDash(g.Power, "%.0f W"), orDash(g.Temperature, "%d °C"), string(g.Health),
+		})
 		if g.Health == client.Out {
-			note := fmt.Sprintf("GPU %d (%s) is out", g.Index, g.Uuid)
+			note := fmt.Sprintf("%sGPU %d (%s) is out", node, g.Index, g.Uuid)
 			if g.Detail != nil {
 				note += ": " + *g.Detail
 			}
@@ -127,41 +132,35 @@ func printGPUs(w io.Writer, known client.GPUList) error {
 			}
 			notes = append(notes, note)
 		}
-		printUsers(table, g.Sheep)
+		rows = append(rows, users(g.Sheep)...)
 		for _, p := range g.Foreign {
-			fmt.Fprintf(table, "  not shepherd's: process %d (%s)\t%s\t\t\t\t\n", p.Pid, p.Name, gibibytes(p.Used))
+			rows = append(rows, []string{fmt.Sprintf("  not shepherd's: process %d (%s)", p.Pid, p.Name), gibibytes(p.Used)})
 		}
 	}
 	for _, d := range known.Others {
-		fmt.Fprintf(table, "%s\t-\t-\t-\t-\tunknown\n", d.Name)
-		printUsers(table, d.Sheep)
+		rows = append(rows, []string{d.Name, "-", "-", "-", "-", "unknown"})
+		rows = append(rows, users(d.Sheep)...)
 	}
-	if err := table.Flush(); err != nil {
+	if err := rows.print(w); err != nil {
 		return err
 	}
 	for _, note := range notes {
-		if _, err := fmt.Fprintln(w, note); err != nil {
+		if _, err := fmt.Fprintln(w, clean(note)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// printUsers writes a line for each sheep.
-func printUsers(w io.Writer, sheep []client.DeviceUser) {
+// users are rows, one for each sheep.
+func users(sheep []client.DeviceUser) table {
+	var rows table
 	for _, s := range sheep {
 		line := "  sheep " + s.Name
 		if s.Instance != nil {
 			line += " on " + *s.Instance
 		}
-		switch {
-		case s.Model.Name == nil:
-			line += ": no model"
-		case s.Model.Version == nil || *s.Model.Version == "":
-			line += ": " + *s.Model.Name
-		default:
-			line += ": " + *s.Model.Name + ":" + *s.Model.Version
-		}
+		line += ": " + cmp.Or(modelName(s.Model), "no model")
 		if s.Job != nil {
 			line += ", job " + *s.Job
 		}
@@ -169,8 +168,9 @@ func printUsers(w io.Writer, sheep []client.DeviceUser) {
 		if s.Budget != nil {
 			memory += " / " + gibibytes(*s.Budget)
 		}
-		fmt.Fprintf(w, "%s\t%s\t\t\t\t\n", line, memory)
+		rows = append(rows, []string{line, memory})
 	}
+	return rows
 }
 
 func gibibytes(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }

@@ -68,7 +68,7 @@ func jobsCommand(c Config) *cobra.Command {
 // jobs checks that there is at least one id.
 func jobs(_ *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return usage("the id of a job is needed")
+		return usage("the id of a job is needed; `shepherd ls` lists them")
 	}
 	return nil
 }
@@ -77,7 +77,7 @@ func jobs(_ *cobra.Command, args []string) error {
 func oneJob(_ *cobra.Command, args []string) error {
 	switch len(args) {
 	case 0:
-		return usage("the id of a job is needed")
+		return usage("the id of a job is needed; `shepherd ls` lists them")
 	case 1:
 		return nil
 	}

@@ -182,6 +182,7 @@ func (s *session) fetchAll(ctx context.Context, id string, root *os.Root, there 
 	}
 	defer response.Body.Close()
 	count := shown.transfer(stageDownload, there.Bytes)
+	came := make(map[string]bool)
 	for from := tar.NewReader(response.Body); ; {
 		header, err := from.Next()
 		if errors.Is(err, io.EOF) {
@@ -193,9 +194,17 @@ func (s *session) fetchAll(ctx context.Context, id string, root *os.Root, there 
 		if err != nil {
 			return fmt.Errorf("fetch the outputs of job %s: %w", id, err)
 		}
+		came[header.Name] = true
+	}
+	there.Files = slices.DeleteFunc(slices.Clone(there.Files), func(f client.FileEntry) bool { return came[inArchive(f.Name)] })
+	if len(there.Files) > 0 {
+		return fmt.Errorf("fetch the outputs of job %s: not all that are listed came; missing: %s", id, namesOf(there))
 	}
 	return nil
 }
+
+// inArchive is the name that an output has in an archive.
+func inArchive(name string) string { return strings.ReplaceAll(name, `\`, "_") }
 
 // writeOutput writes a file below a directory, as a whole or not at all. One that is
 // there is replaced.

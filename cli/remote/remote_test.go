@@ -192,15 +192,42 @@ func TestTriedAgain(t *testing.T) {
 		{Status: job.Processing, Sheep: new("dev"), Attempts: attempts(&away, nil)},
 		{Status: job.Queued, Position: &first, Attempts: attempts(&away, &away)},
 		{Status: job.Queued, Position: &first, Attempts: attempts(&away, new("the disk is full."))},
+		{Status: job.Processing, Sheep: new("dev"), Attempts: attempts(&away, &away, new("the disk is full."))},
+		{Status: job.Queued, Position: &first, Attempts: attempts(&away, &away, new("the disk is full."))},
+		{Status: job.Processing, Sheep: new("dev"), Attempts: attempts(&away, &away, new("the disk is full."))},
 		{Status: job.Failed, Attempts: attempts(&away, &away, &away)},
 	} {
 		j.Run = 2
 		d.job(j)
+		now = now.Add(lineEvery)
 	}
 	want := "queue: number 1\nrun\nsheep dev: containerd's socket does not exist; install containerd; the job is tried again\n" +
-		"sheep dev: the disk is full; the job is tried again\n"
+		"queue: number 1\nrun\nsheep dev: the disk is full; the job is tried again\nqueue: number 1\nrun\n"
 	if out.String() != want {
 		t.Errorf("shown is\n%swant\n%s", out.String(), want)
+	}
+}
+
+// TestStages names the stage that a job is in.
+func TestStages(t *testing.T) {
+	text := func(s string) *string { return &s }
+	for _, c := range []struct {
+		j    client.Job
+		want string
+	}{
+		{client.Job{Status: job.Queued}, stageQueue},
+		{client.Job{Status: job.Queued, Sheep: text("s")}, stageLoad},
+		{client.Job{Status: job.Processing, Detail: text("asking the registry for r/m:v")}, stagePull},
+		{client.Job{Status: job.Processing, Detail: text("pulling r/m:v: 3%")}, stagePull},
+		{client.Job{Status: job.Processing, Detail: text("unloading m:v: another model is needed")}, stageLoad},
+		{client.Job{Status: job.Processing, Detail: text("waiting for port 9999")}, stageLoad},
+		{client.Job{Status: job.Processing, Detail: text("waiting for port 9999"), Progress: &client.Progress{Done: 0.1, Text: text("loading pages")}}, stageRun},
+		{client.Job{Status: job.Processing}, stageRun},
+		{client.Job{Status: job.Done, Detail: text("pulling")}, ""},
+	} {
+		if stage, _, _ := stageOf(c.j); stage != c.want {
+			t.Errorf("%s, %q: stage %q, want %q", c.j.Status, deref(c.j.Detail), stage, c.want)
+		}
 	}
 }
 

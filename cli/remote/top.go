@@ -22,7 +22,8 @@ func topCommand(c Config) *cobra.Command {
 			Short: "Watch the sheep, the queue and the GPUs",
 			Long: "Shows the sheep, the head of the queue with the reasons why jobs wait, and the GPUs,\n" +
 				"as they change; q ends it, the arrow keys and Page Up and Down show what the terminal\n" +
-				"has no room for. Without a terminal, and with --once, it prints how they are and ends.",
+				"has no room for (↓3: three lines), and where it is narrow, columns are left out. Without\n" +
+				"a terminal, and with --once, it prints how they are and ends.",
 			Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return t.run(cmd, func(ctx context.Context, s *session) error {
@@ -58,7 +59,7 @@ func (s *session) printTop(ctx context.Context) error {
 			break
 		}
 	}
-	for _, line := range v.lines() {
+	for _, line := range v.lines(0) {
 		if _, err := fmt.Fprintln(s.out, line.text()); err != nil {
 			return err
 		}

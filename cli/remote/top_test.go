@@ -87,6 +87,7 @@ func TestTopScreen(t *testing.T) {
 	show("a tenant's", 100, 40, 0)
 	v.take(client.FlockChange{GPUs: &gpus})
 	show("all", 120, 40, 0)
+	show("narrow", 70, 40, 0)
 	show("narrow and low", 50, 8, 0)
 	show("scrolled to the end", 50, 8, 1000)
 	v.lost = errors.New("EOF")

@@ -3,6 +3,7 @@ package remote
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -86,20 +87,25 @@ func (l topLine) fit(width int, colour bool) string {
 // columns are rows of a table whose cells have kinds.
 type columns [][]span
 
-// lines aligns the columns, whose first row is the heading.
-func (c columns) lines() []topLine {
-	var widths []int
-	for _, row := range c {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], cells.StringWidth(cell.text))
-		}
+// lastColumn is how much room the last column of a table, which says why, has at least
+// where leaving out others makes that room.
+const lastColumn = 18
+
+// lines aligns the columns, whose first row is the heading. Where width has no room for the
+// last one, those of spare are left out, in this order; 0 has room for all.
+func (c columns) lines(width int, spare ...int) []topLine {
+	widths := c.widths()
+	var out []int
+	for taken := c.taken(widths); width > 0 && len(spare) > 0 && taken+min(lastColumn, widths[len(widths)-1]) > width; spare = spare[1:] {
+		taken -= widths[spare[0]] + 2
+		out = append(out, spare[0])
 	}
 	lines := make([]topLine, len(c))
 	for r, row := range c {
 		for i, cell := range row {
+			if slices.Contains(out, i) {
+				continue
+			}
 			if r == 0 {
 				cell.kind = faint
 			}
@@ -112,8 +118,31 @@ func (c columns) lines() []topLine {
 	return lines
 }
 
-// head is the line at the top of the screen.
-func (v *topView) head() topLine {
+// taken is how much room all columns but the last take.
+func (c columns) taken(widths []int) int {
+	sum := 0
+	for _, w := range widths[:len(widths)-1] {
+		sum += w + 2
+	}
+	return sum
+}
+
+// widths are those of the columns.
+func (c columns) widths() []int {
+	var widths []int
+	for _, row := range c {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], cells.StringWidth(cell.text))
+		}
+	}
+	return widths
+}
+
+// head is the line at the top of a screen that has no room for as many lines above and below.
+func (v *topView) head(above, below int) topLine {
 	line := topLine{{"shepherd top", heading}, {"  ", plain}}
 	switch {
 	case v.lost != nil && v.heard.IsZero():
@@ -123,20 +152,28 @@ func (v *topView) head() topLine {
 	case v.flock == nil:
 		return append(line, span{"waiting for the daemon", faint})
 	}
-	return append(line, span{"live", good}, span{"  " + v.now().UTC().Format("15:04:05") + " UTC  q quits", faint})
+	line = append(line, span{"live", good}, span{"  " + v.now().UTC().Format("15:04:05") + " UTC  q quits", faint})
+	if above > 0 {
+		line = append(line, span{fmt.Sprintf("  ↑%d", above), plain})
+	}
+	if below > 0 {
+		line = append(line, span{fmt.Sprintf("  ↓%d", below), plain})
+	}
+	return line
 }
 
-// lines are all lines below the head.
-func (v *topView) lines() []topLine {
+// lines are all lines below the head, for a screen of this width; 0 is none, which has room
+// for everything.
+func (v *topView) lines(width int) []topLine {
 	if v.flock == nil {
 		return nil
 	}
-	lines := v.sheepLines()
+	lines := v.sheepLines(width)
 	lines = append(lines, topLine{})
-	lines = append(lines, v.queueLines()...)
+	lines = append(lines, v.queueLines(width)...)
 	if v.gpus != nil && len(v.gpus.Gpus) > 0 {
 		lines = append(lines, topLine{})
-		lines = append(lines, v.gpuLines()...)
+		lines = append(lines, v.gpuLines(width)...)
 	}
 	if trouble := cmp.Or(deref(v.flock.Trouble), v.gpuTrouble()); trouble != "" {
 		lines = append(lines, topLine{}, topLine{{clean(trouble), caution}})
@@ -152,16 +189,17 @@ func (v *topView) gpuTrouble() string {
 }
 
 // length is how many lines there are.
-func (v *topView) length() int { return len(v.lines()) }
+func (v *topView) length() int { return len(v.lines(0)) }
 
 // screen is what a terminal of this size shows, from the line first on, which is brought
 // within what there is.
 func (v *topView) screen(width, height int, first *int) string {
-	lines := v.lines()
+	lines := v.lines(width)
 	room := max(height-1, 0)
 	*first = max(min(*first, len(lines)-room), 0)
-	shown := []string{v.head().fit(width, v.colour)}
-	for _, line := range lines[*first:min(*first+room, len(lines))] {
+	last := min(*first+room, len(lines))
+	shown := []string{v.head(*first, len(lines)-last).fit(width, v.colour)}
+	for _, line := range lines[*first:last] {
 		shown = append(shown, line.fit(width, v.colour))
 	}
 	return strings.Join(shown, "\n")
@@ -187,7 +225,7 @@ func stateOfSheep(s client.Sheep) span {
 	return span{"idle", faint}
 }
 
-func (v *topView) sheepLines() []topLine {
+func (v *topView) sheepLines(width int) []topLine {
 	rows := columns{{{"SHEEP", faint}, {"STATE", faint}, {"MODEL", faint}, {"JOB", faint}, {"FOR", faint}, {"DETAIL", faint}}}
 	counts := map[string]int{}
 	var words []string
@@ -218,10 +256,10 @@ func (v *topView) sheepLines() []topLine {
 	if len(v.flock.Sheep) == 0 {
 		return []topLine{title}
 	}
-	return append([]topLine{title}, rows.lines()...)
+	return append([]topLine{title}, rows.lines(width, 4, 3)...) // without FOR and JOB
 }
 
-func (v *topView) queueLines() []topLine {
+func (v *topView) queueLines(width int) []topLine {
 	queue := v.flock.Queue
 	more := ""
 	if queue.More {
@@ -253,7 +291,7 @@ func (v *topView) queueLines() []topLine {
 			{clean(strings.ReplaceAll(deref(j.Reason), "`", "")), faint},
 		})
 	}
-	lines := append([]topLine{title}, rows.lines()...)
+	lines := append([]topLine{title}, rows.lines(width, 3, 2)...) // without PRIORITY and MODEL
 	if behind := queue.Total - len(queue.Head); behind > 0 {
 		lines = append(lines, topLine{{fmt.Sprintf("and %d%s behind these", behind, more), faint}})
 	}
@@ -263,7 +301,7 @@ func (v *topView) queueLines() []topLine {
 // barWidth is how many columns show a GPU's memory.
 const barWidth = 20
 
-func (v *topView) gpuLines() []topLine {
+func (v *topView) gpuLines(width int) []topLine {
 	title := topLine{{counted(len(v.gpus.Gpus), "GPU"), heading}}
 	rows := columns{{{"GPU", faint}, {"MEMORY", faint}, {"", faint}, {"LOAD", faint}, {"TEMP", faint}, {"HEALTH", faint}, {"SHEEP", faint}}}
 	for _, g := range v.gpus.Gpus {
@@ -287,11 +325,11 @@ func (v *topView) gpuLines() []topLine {
 			sheep = append(sheep, clean(*g.Detail))
 		}
 		rows = append(rows, []span{
-			{name, plain}, {strings.Repeat("#", filled) + strings.Repeat(".", barWidth-filled), busy}, {size.Text(g.Used) + " of " + size.Text(g.Memory), plain},
+			{name, plain}, {size.Text(g.Used) + " of " + size.Text(g.Memory), plain}, {strings.Repeat("#", filled) + strings.Repeat(".", barWidth-filled), busy},
 			{orDash(g.Utilization, "%d %%"), plain}, {orDash(g.Temperature, "%d °C"), plain}, health, {strings.Join(sheep, ", "), plain},
 		})
 	}
-	return append([]topLine{title}, rows.lines()...)
+	return append([]topLine{title}, rows.lines(width, 2, 4)...) // without the bar and TEMP
 }
 
 // moment reads a time of the API's.

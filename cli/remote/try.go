@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -16,10 +17,13 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Try runs one job on a daemon: it sends the files of paths, as `submit` does, writes the
-// job's log to cmd's standard output as it comes, and the job's outputs to a directory.
-// The error of a job that is not done has the exit code of that.
-func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithResponses, model job.Model, paths []string, to string, quiet bool) error {
+// Try runs one job on a daemon that is there for nothing else: it sends the files of paths,
+// as `submit` does, writes the job's log to cmd's standard output as it comes, and the job's
+// outputs to a directory. The error of a job that is not done has the exit code of that.
+//
+// A job that goes back to the queue is not tried again: the only sheep could not run it, and
+// who waits for it is told why.
+func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithResponses, model job.Model, paths []string, to string) error {
 	found, err := findInputs(paths)
 	if err != nil {
 		return err
@@ -44,14 +48,24 @@ func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithRespo
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
 	go func() { logged <- on.copyLog(reading, id) }()
-	shown := newDisplay(on.err, quiet)
-	if shown != nil {
-		shown.terminal = false // bars and the log would be in each other's way
-	}
-	j, err := on.await(ctx, id, shown.job)
+	shown := newDisplay(on.err, false)
+	shown.terminal = false // bars and the log would be in each other's way
+	waiting, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	j, err := on.await(waiting, id, func(j client.Job) {
+		if why := returned(j); why != "" {
+			giveUp(errors.New(why))
+			return
+		}
+		shown.job(j)
+	})
 	if err != nil {
 		stop()
 		<-logged
+		if waiting.Err() != nil && ctx.Err() == nil {
+			fmt.Fprintf(on.err, "The job could not run: %s\n", cleanLines(context.Cause(waiting).Error()))
+			return fmt.Errorf("%s was not run", model)
+		}
 		return err
 	}
 	if err := <-logged; err != nil {
@@ -75,8 +89,21 @@ func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithRespo
 	return err
 }
 
-// explainTrial is explainEnds for a job that cannot be queried later, since its daemon
-// ends with it.
+// returned is why a job that has not ended went back to the queue; empty if it did not.
+func returned(j client.Job) string {
+	if j.Status.Final() {
+		return ""
+	}
+	for _, a := range deref(j.Attempts) {
+		if a.Run == j.Run && a.EndedAt != nil {
+			return cmp.Or(deref(a.Reason), deref(a.Cause))
+		}
+	}
+	return ""
+}
+
+// explainTrial is explainEnds for a job that cannot be queried or retried later, since its
+// daemon ends with it.
 func (s *session) explainTrial(ctx context.Context, err error) {
 	var e *ended
 	if !errors.As(err, &e) || e.state != job.Failed {
@@ -87,8 +114,13 @@ func (s *session) explainTrial(ctx context.Context, err error) {
 		return
 	}
 	for line := range strings.Lines(answer.JSON200.Text) {
-		if strings.Contains(line, "`shepherd logs "+e.id) {
+		switch {
+		case strings.Contains(line, "`shepherd logs "+e.id):
 			line = "What to do: The model itself reported the failure: look at its log above and at the inputs. --keep keeps all its files."
+		case strings.Contains(line, "`shepherd retry "+e.id):
+			line = "What to do: Correct what the reason names, and give this command again."
+		case strings.Contains(line, "`shepherd models pull"):
+			continue
 		}
 		fmt.Fprintln(s.err, cleanLines(strings.TrimSuffix(line, "\n")))
 	}

@@ -24,7 +24,7 @@ var units = []struct {
 	{"B", 1},
 }
 
-// String is the size in the unit that makes the smallest whole number.
+// String returns the size in the unit with the smallest whole number.
 func (b Bytes) String() string {
 	best := units[len(units)-1]
 	for _, u := range units {
@@ -38,7 +38,7 @@ func (b Bytes) String() string {
 // MarshalText writes the size as String does.
 func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
 
-// foreign are the further units that are read and not written.
+// foreign are units that are parsed and not written.
 var foreign = map[string]int64{
 	"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
 	"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40,
@@ -49,7 +49,7 @@ var foreign = map[string]int64{
 
 var errSize = errors.New("not a size such as 512MiB or 2GiB, or a number of bytes")
 
-// Parse reads what Bytes may be in YAML.
+// Parse parses a size in any of the forms of Bytes.
 func Parse(s string) (Bytes, error) {
 	number := strings.TrimRight(s, "BKMGTbkmgti")
 	suffix := s[len(number):]
@@ -79,7 +79,7 @@ func Parse(s string) (Bytes, error) {
 
 func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
-// Text is a number of bytes for people, rounded: 10.1 KiB.
+// Text formats a number of bytes for people, rounded: 10.1 KiB.
 func Text(n int64) string {
 	const units = "KMGTPE"
 	if n < 1<<10 {

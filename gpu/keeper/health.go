@@ -38,6 +38,14 @@ func (c *gpuRecord) String() string {
 	return fmt.Sprintf("GPU %d (%s, %s)", c.Index, c.Name, c.UUID)
 }
 
+// short is String without the GPU's name and UUID.
+func (c *gpuRecord) short() string {
+	if c.UUID == "" {
+		return c.String()
+	}
+	return fmt.Sprintf("GPU %d", c.Index)
+}
+
 // reason says why the GPU is out of service, and why a retest failed.
 func (c *gpuRecord) reason() string {
 	if c.untested == "" {

@@ -291,11 +291,11 @@ func (l *Lease) report(text string) {
 func (l *Lease) State() string {
 	l.k.mu.Lock()
 	defer l.k.mu.Unlock()
-	if why := l.out(); why != nil {
-		for _, d := range l.devices {
-			if d.record != nil && d.record.out != "" {
-				return fmt.Sprintf("%v; tested again at %s", why, d.record.retest.UTC().Format("15:04:05"))
-			}
+	for _, d := range l.devices {
+		if d.record != nil && d.record.out != "" {
+			// Short, with the reason early: it is shown where there is little room, and the
+			// GPU's own entry has its name and UUID.
+			return fmt.Sprintf("%s is out: %s; tested again at %s", d.record.short(), d.record.reason(), d.record.retest.UTC().Format("15:04:05 UTC"))
 		}
 	}
 	if l.waitingFor != "" {

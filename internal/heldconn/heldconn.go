@@ -22,8 +22,12 @@ import (
 	"time"
 )
 
-// answerTime is how long a client may take to receive an answer.
-const answerTime = time.Minute
+const (
+	// answerTime is how long a client may take to receive an answer.
+	answerTime = time.Minute
+	// lingerTime is how long a client may take to close a connection after the last answer.
+	lingerTime = 500 * time.Millisecond
+)
 
 // Holder holds requests of one http.Server. It is a net.Listener of the connections that
 // return, which the server serves beside its own listener.
@@ -37,6 +41,7 @@ type Holder struct {
 	mu      sync.Mutex
 	closing bool                  // no connection returns
 	ending  error                 // why no request is held; nil while some are
+	hurried bool                  // no client gets more time to receive an answer
 	held    map[*Request]struct{} // not answered
 	idle    map[net.Conn]struct{} // answered, without a next request
 }
@@ -111,8 +116,37 @@ func (h *Holder) Held() int {
 	return len(h.held)
 }
 
-// Wait returns when no connection is held. Close and End come first.
-func (h *Holder) Wait() { h.following.Wait() }
+// Wait returns when no connection is held. Close and End come first. When ctx ends, answers
+// that clients have not received are broken off.
+func (h *Holder) Wait(ctx context.Context) {
+	stop := context.AfterFunc(ctx, h.hurry)
+	defer stop()
+	h.following.Wait()
+}
+
+func (h *Holder) hurry() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hurried = true
+	for r := range h.held {
+		r.mu.Lock()
+		if r.conn != nil {
+			_ = r.conn.SetWriteDeadline(past)
+		}
+		r.mu.Unlock()
+	}
+}
+
+// allowAnswer begins the time that a client may take to receive an answer.
+func (h *Holder) allowAnswer(conn net.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.hurried {
+		_ = conn.SetWriteDeadline(past)
+		return
+	}
+	_ = conn.SetWriteDeadline(time.Now().Add(answerTime))
+}
 
 // Request is a request that is held. Its context does not end with the client's connection.
 type Request struct {
@@ -164,14 +198,19 @@ func Hold(w http.ResponseWriter, r *http.Request, handler func(http.ResponseWrit
 	held.mu.Unlock()
 	go func() {
 		defer h.following.Done()
-		if !h.serve(held, handler) || !h.next(conn) {
+		switch sent := h.serve(held, handler); {
+		case !sent:
 			_ = conn.Close() // nobody is left to be told of an error
+		case held.last:
+			linger(conn)
+		default:
+			h.next(conn)
 		}
 	}()
 	return true
 }
 
-// serve lets handler answer a request, and reports whether its connection can take another.
+// serve lets handler answer a request, and reports whether the answer was sent.
 func (h *Holder) serve(r *Request, handler func(http.ResponseWriter, *Request)) bool {
 	defer h.remove(r)
 	defer func() {
@@ -208,13 +247,14 @@ func (h *Holder) isClosing() bool {
 	return h.closing
 }
 
-// next returns a connection to the server once it has another request. It returns false if
-// the client closes it, sends nothing for the server's IdleTimeout, or the Holder closes.
-func (h *Holder) next(conn net.Conn) bool {
+// next returns a connection to the server once it has another request. It closes it if the
+// client has, sends nothing for the server's IdleTimeout, or the Holder closes.
+func (h *Holder) next(conn net.Conn) {
 	h.mu.Lock()
 	if h.closing {
 		h.mu.Unlock()
-		return false
+		linger(conn)
+		return
 	}
 	h.idle[conn] = struct{}{}
 	_ = conn.SetReadDeadline(time.Now().Add(h.idleTime)) // locked, as in Close
@@ -224,14 +264,31 @@ func (h *Holder) next(conn net.Conn) bool {
 	delete(h.idle, conn)
 	h.mu.Unlock()
 	if err != nil {
-		return false
+		_ = conn.Close() // nobody is left to be told of an error
+		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
 	select {
 	case h.returned <- conn:
-		return true
 	case <-h.closed:
-		return false
+		linger(conn)
+	}
+}
+
+// linger closes a connection after its last answer, when the client has, too, or lingerTime
+// has passed. Until then it reads what else the client sends: the kernel would reset a
+// connection that has something unread, and the client could lose the answer.
+func linger(conn net.Conn) {
+	defer conn.Close()
+	if raw, err := conn.(syscall.Conn).SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_WR) }) // or the client has left
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(lingerTime))
+	var unread [512]byte
+	for {
+		if _, err := conn.Read(unread[:]); err != nil {
+			return
+		}
 	}
 }
 
@@ -304,14 +361,14 @@ func (r *Request) Wake() {
 	}
 }
 
-// send sends an answer, and reports whether the connection can take another request.
+// send sends an answer, and reports whether it was sent.
 func (r *Request) send(w *answer) bool {
-	last := r.last || r.holder.isClosing()
+	r.last = r.last || r.holder.isClosing()
 	var text bytes.Buffer
-	_ = w.response(r.Request, last).Write(&text) // a buffer takes everything
-	_ = r.conn.SetWriteDeadline(time.Now().Add(answerTime))
+	_ = w.response(r.Request, r.last).Write(&text) // a buffer takes everything
+	r.holder.allowAnswer(r.conn)
 	_, err := r.conn.Write(text.Bytes())
-	return err == nil && !last && r.conn.SetWriteDeadline(time.Time{}) == nil
+	return err == nil && r.conn.SetWriteDeadline(time.Time{}) == nil
 }
 
 // answer is an http.ResponseWriter that keeps everything.

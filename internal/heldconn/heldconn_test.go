@@ -48,7 +48,12 @@ func newWorld(t *testing.T, network string, idle time.Duration) *world {
 	w := &world{T: t, addr: listener.Addr(), holder: New(listener.Addr(), idle), release: make(chan struct{}), held: make(chan struct{}, 1000), left: make(chan error, 1000)}
 	w.server = &http.Server{
 		Handler: http.HandlerFunc(w.handle), ReadTimeout: hang, WriteTimeout: hang,
-		ConnContext: w.holder.ConnContext,
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			if conn, ok := conn.(*net.TCPConn); ok {
+				_ = conn.SetWriteBuffer(large)
+			}
+			return w.holder.ConnContext(ctx, conn)
+		},
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			switch s {
 			case http.StateNew:
@@ -70,7 +75,7 @@ func newWorld(t *testing.T, network string, idle time.Duration) *world {
 		w.server.Close()
 		w.holder.Close()
 		w.holder.End(errStopping)
-		w.holder.Wait()
+		w.holder.Wait(context.Background())
 		serving.Wait()
 	})
 	return w
@@ -111,6 +116,12 @@ func (w *world) answer(out http.ResponseWriter, r *Request) {
 	case "/hold/no-content":
 		out.WriteHeader(http.StatusNoContent)
 		return
+	case "/hold/large":
+		_, _ = out.Write(make([]byte, large))
+		return
+	case "/hold/huge":
+		_, _ = out.Write(make([]byte, huge))
+		return
 	}
 	if err := context.Cause(r.Context()); err != nil {
 		w.left <- err
@@ -122,6 +133,12 @@ func (w *world) answer(out http.ResponseWriter, r *Request) {
 	out.WriteHeader(http.StatusAccepted)
 	fmt.Fprintf(out, "held: %s", r.URL.Path)
 }
+
+// The sender's buffer of a connection takes a large answer, and no buffers take a huge one.
+const (
+	large = 128 << 10
+	huge  = 16 << 20
+)
 
 // client is one connection.
 type client struct {
@@ -159,7 +176,7 @@ func (c *client) expect(method string, status int, body string) *http.Response {
 	}
 	text, err := io.ReadAll(r.Body)
 	if err != nil || r.StatusCode != status || string(text) != body {
-		c.Errorf("%d %q, %v; want %d %q", r.StatusCode, text, err, status, body)
+		c.Errorf("%d %.100q, %v; want %d %.100q", r.StatusCode, text, err, status, body)
 	}
 	return r
 }
@@ -249,6 +266,47 @@ func TestNextRequestComesEarly(t *testing.T) {
 	})
 }
 
+// TestLastAnswerArrives has clients read the last answer after the server has closed the
+// connection, on which they have sent something that it did not read.
+func TestLastAnswerArrives(t *testing.T) {
+	for name, end := range map[string]string{"of the client": "Connection: close\r\n", "of the server": ""} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "tcp", hang)
+			c := w.dial()
+			if err := c.Conn.(*net.TCPConn).SetReadBuffer(16 << 10); err != nil { // less than the answer
+				t.Fatal(err)
+			}
+			c.send("GET /hold/large HTTP/1.1\r\nHost: h\r\n" + end + "\r\n")
+			<-w.held
+			c.get("/other")
+			if end == "" {
+				w.holder.Close()
+			}
+			w.release <- struct{}{}
+			w.holder.Wait(t.Context())
+			c.expect("GET", http.StatusOK, strings.Repeat("\x00", large))
+			c.expectEnd()
+		})
+	}
+}
+
+// TestClientDoesNotReceive has a client not read an answer that its connection does not hold.
+func TestClientDoesNotReceive(t *testing.T) {
+	w := newWorld(t, "tcp", hang)
+	c := w.dial()
+	c.get("/hold/huge")
+	<-w.held
+	w.holder.Close()
+	w.release <- struct{}{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	begin := time.Now()
+	w.holder.Wait(ctx)
+	if time.Since(begin) >= answerTime {
+		t.Error("the client has stopped the end")
+	}
+}
+
 func TestClientLeaves(t *testing.T) {
 	w := newWorld(t, "tcp", hang)
 	c := w.dial()
@@ -302,7 +360,7 @@ func TestEnd(t *testing.T) {
 			t.Errorf("%+v, %v", r, err)
 		}
 	}
-	w.holder.Wait()
+	w.holder.Wait(context.Background())
 	if err := <-w.left; !errors.Is(err, errStopping) {
 		t.Error(err)
 	}

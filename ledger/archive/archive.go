@@ -1,13 +1,12 @@
-// Package archive writes the records of a ledger to a stream of JSON lines and
-// reads them again, so that jobs can be moved from one ledger to another, and
-// looked at with the tools there are for JSON.
+// Package archive writes the records of a ledger as JSON lines and reads them again, to move
+// jobs from one ledger to another, or to read them with tools for JSON.
 //
 // The first line is {"shepherd_ledger": 1}, where 1 is the version of the format.
 // Then each line is a record with its attempts, oldest first. The last line is
 // {"records": N}, by which a reader knows that nothing is missing. Times are as in
-// RFC 3339, in UTC, by the microsecond; durations are numbers of seconds; what is
-// zero or empty is left out. Unknown fields are refused: an archive of a newer
-// shepherd that has something more to say must not lose it.
+// RFC 3339, in UTC, with microseconds; durations are numbers of seconds; zero and empty
+// values are left out. Unknown fields are refused, so that no value of an archive of a newer
+// shepherd is lost.
 package archive
 
 import (
@@ -29,11 +28,11 @@ import (
 // version is that of the format.
 const version = 1
 
-// maxLine bounds a line that is read: a record holds a failure and at most a few
-// hundred attempts.
+// maxLine is the largest line that is read, in bytes: a record has a failure and at most a
+// few hundred attempts.
 const maxLine = 4 << 20
 
-// How many records are read from, and entered in, a ledger at a time.
+// How many records are read from a ledger, and restored in one, at a time.
 const (
 	page  = 500
 	batch = 200
@@ -48,7 +47,7 @@ type trailer struct {
 	Records *int `json:"records"`
 }
 
-// Source is what records are read from; it is part of a ledger.
+// Source is the part of a ledger from which records are read.
 type Source interface {
 	List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error)
 	Get(ctx context.Context, id job.ID) (job.Record, error)
@@ -56,8 +55,8 @@ type Source interface {
 	JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error)
 }
 
-// Write writes all records of the source and returns how many. The source should
-// not change meanwhile: a job may be missed otherwise.
+// Write writes all records of the source and returns their number. The source should not
+// change meanwhile, or jobs may be missing.
 func Write(ctx context.Context, w io.Writer, from Source) (int, error) {
 	out := bufio.NewWriter(w)
 	encoder := json.NewEncoder(out)
@@ -82,16 +81,16 @@ func Write(ctx context.Context, w io.Writer, from Source) (int, error) {
 	return records, nil
 }
 
-// Copy enters all records of a source in a ledger, and returns how many. Neither should
-// be changed by others meanwhile. Where it fails in between, those entered before are
-// there.
+// Copy restores all records of a source in a ledger, and returns their number. Neither
+// should be changed meanwhile. After an error the ledger has the records restored before
+// it.
 func Copy(ctx context.Context, into ledger.Restorer, from Source) (int, error) {
 	b := batcher{into: into}
 	err := each(ctx, from, func(s ledger.Saved) error { return b.add(ctx, s) })
 	if err == nil {
 		err = b.flush(ctx)
 	}
-	return b.entered, err
+	return b.restored, err
 }
 
 // each calls do with every record of a source, in order.
@@ -130,11 +129,11 @@ func each(ctx context.Context, from Source, do func(ledger.Saved) error) error {
 	}
 }
 
-// batcher enters records in a ledger, several at a time.
+// batcher restores records in a ledger, several at a time.
 type batcher struct {
-	into    ledger.Restorer
-	pending []ledger.Saved
-	entered int
+	into     ledger.Restorer
+	pending  []ledger.Saved
+	restored int
 }
 
 func (b *batcher) add(ctx context.Context, s ledger.Saved) error {
@@ -151,16 +150,15 @@ func (b *batcher) flush(ctx context.Context) error {
 	if err := b.into.Restore(ctx, b.pending); err != nil {
 		return err
 	}
-	b.entered += len(b.pending)
+	b.restored += len(b.pending)
 	b.pending = nil
 	return nil
 }
 
-// Restore enters the records of an archive in a ledger, and returns how many. The
-// whole archive is read before the first is entered, so one that is damaged or cut
-// off changes nothing: the error is then of class errdefs.ErrInvalidArgument and
-// names the line. Where the ledger fails in between, those entered before are
-// there.
+// Restore restores the records of an archive in a ledger, and returns their number. It
+// reads the whole archive before it restores the first record, so that an archive that is
+// damaged or cut off changes nothing: the error is then of class errdefs.ErrInvalidArgument
+// and names the line. After an error of the ledger it has the records restored before it.
 func Restore(ctx context.Context, r io.ReadSeeker, into ledger.Restorer) (int, error) {
 	if err := Read(r, func(ledger.Saved) error { return nil }); err != nil {
 		return 0, err
@@ -173,12 +171,12 @@ func Restore(ctx context.Context, r io.ReadSeeker, into ledger.Restorer) (int, e
 	if err == nil {
 		err = b.flush(ctx)
 	}
-	return b.entered, err
+	return b.restored, err
 }
 
-// Read calls each with every record, in order. An error of each is returned as it
-// is; what is no archive, damaged or cut off is of class
-// errdefs.ErrInvalidArgument, and the error names the line.
+// Read calls each with every record, in order. It returns an error of each as it is. The
+// error of a file that is not an archive, or is damaged or cut off, is of class
+// errdefs.ErrInvalidArgument and names the line.
 func Read(r io.Reader, each func(ledger.Saved) error) error {
 	in := bufio.NewReader(r)
 	records := 0
@@ -227,7 +225,7 @@ func Read(r io.Reader, each func(ledger.Saved) error) error {
 	}
 }
 
-// readLine reads a line, without its end; io.EOF is for a line without one, too.
+// readLine reads a line without its newline. A last line without a newline is io.EOF.
 func readLine(in *bufio.Reader) ([]byte, error) {
 	var line []byte
 	for {
@@ -245,7 +243,7 @@ func readLine(in *bufio.Reader) ([]byte, error) {
 	}
 }
 
-// decode decodes one JSON value, strictly.
+// decode decodes one JSON value and refuses unknown fields.
 func decode(text []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
@@ -278,7 +276,7 @@ func (i instant) MarshalJSON() ([]byte, error) {
 	return json.Marshal(i.Time.UTC().Format("2006-01-02T15:04:05.000000Z07:00"))
 }
 
-// The times that an archive may hold: those that every ledger can keep.
+// The range of times that every ledger can keep.
 var (
 	minTime = time.UnixMicro(1)
 	maxTime = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)

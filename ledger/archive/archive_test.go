@@ -113,8 +113,8 @@ func sample(t *testing.T) *sqlite.Ledger {
 	return l
 }
 
-// What is written and restored is the same again, but for what was held: that is
-// queued, or cancelled, and its attempt has ended.
+// Restored records are the same as those written, except for held jobs: these are queued or
+// cancelled, and their attempts have ended.
 func TestRoundTrip(t *testing.T) {
 	from, to := sample(t), open(t)
 	text := write(t, from)
@@ -150,7 +150,7 @@ func TestRoundTrip(t *testing.T) {
 	if got := strings.Join(kinds, ", "); err != nil || got != "prepared returned, running returned, cancelling ended, lost ended" {
 		t.Errorf("the events are %s, %v", got, err)
 	}
-	// The order of the queue is the same, and what was restored can be claimed.
+	// The order of the queue is the same, and the restored jobs can be claimed.
 	for _, want := range []job.ID{"failed", "prepared", "running", "last"} {
 		c, err := to.Claim(t.Context(), ledger.Slot{Node: "node", Sheep: "two"})
 		if err != nil || c == nil || c.ID != want {
@@ -165,7 +165,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// lines are those of an archive by the job's id.
+// lines returns the lines of an archive by the id of their jobs.
 func lines(text string) map[string]string {
 	found := make(map[string]string)
 	for line := range strings.Lines(text) {
@@ -177,7 +177,7 @@ func lines(text string) map[string]string {
 	return found
 }
 
-// An archive as it was first written can be read for good.
+// An archive of the first release can still be read.
 func TestGolden(t *testing.T) {
 	const golden = "testdata/version-1.jsonl"
 	if *update {
@@ -202,7 +202,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// recorder has what was read, as a ledger has it.
+// recorder collects the records that are restored.
 type recorder struct {
 	ledger.Ledger
 	saved []ledger.Saved
@@ -247,8 +247,8 @@ func (r *recorder) Attempts(_ context.Context, id job.ID) ([]job.Attempt, error)
 	return nil, nil
 }
 
-// What is no archive, damaged or cut off is refused with the line, and changes
-// nothing.
+// A file that is not an archive, or is damaged or cut off, is refused with the line and
+// changes nothing.
 func TestBad(t *testing.T) {
 	const head = `{"shepherd_ledger":1}` + "\n"
 	const good = `{"id":"a","model":{"name":"m","version":"v"},"state":"queued","enqueued_at":"2026-01-02T03:04:05.000000Z","run":1}` + "\n"
@@ -281,7 +281,7 @@ func TestBad(t *testing.T) {
 	}
 }
 
-// What can be read is written and read as the same again.
+// Records that were read are the same after they were written and read again.
 func FuzzRead(f *testing.F) {
 	golden, err := os.ReadFile("testdata/version-1.jsonl")
 	if err != nil {
@@ -300,7 +300,7 @@ func FuzzRead(f *testing.F) {
 		ids := make(map[job.ID]bool)
 		for _, s := range first.saved {
 			if ids[s.Record.ID] {
-				return // the recorder finds the first only
+				return // the recorder finds only the first
 			}
 			ids[s.Record.ID] = true
 		}

@@ -116,7 +116,7 @@ func encode(s ledger.Saved) savedJSON {
 	return line
 }
 
-// decode is the record, checked: what no ledger can hold is refused.
+// decode returns the record, or an error for one that no ledger can have.
 func (line savedJSON) decode() (ledger.Saved, error) {
 	if _, err := job.ParseID(string(line.ID)); err != nil {
 		return ledger.Saved{}, err

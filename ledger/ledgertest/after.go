@@ -18,7 +18,7 @@ func after(ids ...job.ID) func(*job.Record) { return func(r *job.Record) { r.Aft
 
 func group(name string) func(*job.Record) { return func(r *job.Record) { r.Group = name } }
 
-// refuse has a record refused that is after another one.
+// refuse creates a record and fails the test unless the ledger refuses it with want.
 func (f *fixture) refuse(rec job.Record, want ledger.AfterError) {
 	f.Helper()
 	_, err := f.Create(f.Context(), rec)
@@ -28,7 +28,7 @@ func (f *fixture) refuse(rec job.Record, want ledger.AfterError) {
 	}
 }
 
-// testAfter has jobs wait until those that they are after are done.
+// testAfter: jobs wait until those that they are after are done.
 func (s suite) testAfter(t *testing.T) {
 	f := s.open(t, Options{})
 	f.create("a")
@@ -65,8 +65,8 @@ func (s suite) testAfter(t *testing.T) {
 	f.claim(slot("a"), "y")
 }
 
-// testAfterFailed fails jobs that are after one that ended without outputs, and those
-// after them, and lets them run again once it is done.
+// testAfterFailed: a job that ends without outputs fails the jobs that are after it, and
+// those after them. They can run again once it is done.
 func (s suite) testAfterFailed(t *testing.T) {
 	f := s.open(t, Options{})
 	f.create("a")
@@ -104,7 +104,7 @@ func (s suite) testAfterFailed(t *testing.T) {
 	f.claim(slot("a"), "x")
 }
 
-// testAfterRefused refuses jobs that could never run.
+// testAfterRefused: jobs that could never run are refused.
 func (s suite) testAfterRefused(t *testing.T) {
 	f := s.open(t, Options{Retention: byModel})
 	f.create("theirs", tenant("wool"))
@@ -131,7 +131,7 @@ func (s suite) testAfterRefused(t *testing.T) {
 	f.refuse(job.Record{ID: "x", Model: red, After: []job.ID{"gone"}}, ledger.AfterError{Job: "gone", State: job.Done})
 }
 
-// testNeeded leaves jobs as they are for as long as one that has not ended is after them.
+// testNeeded: a job does not change while a job that has not ended is after it.
 func (s suite) testNeeded(t *testing.T) {
 	f := s.open(t, Options{Retention: byModel, KeepJobs: 3})
 	f.create("a", model(blue)) // whose files are due at once
@@ -157,7 +157,7 @@ func (s suite) testNeeded(t *testing.T) {
 		}
 	}
 	check(ledger.ErrNeeded)
-	for i := range 6 { // those before are too many
+	for i := range 6 { // so that older records expire
 		f.create(fmt.Sprint("old", i), model(job.Model{Name: "other", Version: "1"}))
 		f.end(fmt.Sprint("old", i))
 	}
@@ -172,7 +172,7 @@ func (s suite) testNeeded(t *testing.T) {
 	check(nil)
 }
 
-// testAfterNotBefore has a job wait for both, another job and a time.
+// testAfterNotBefore: a job waits for another job and for a time.
 func (s suite) testAfterNotBefore(t *testing.T) {
 	f := s.open(t, Options{})
 	f.create("a")
@@ -193,7 +193,7 @@ func (s suite) testAfterNotBefore(t *testing.T) {
 	f.await(job.EventDue, "past")
 	f.claim(slot("a"), "past")
 	f.claimNothing(slot("a"))
-	for rec := f.get("later"); rec.Blocked; rec = f.get("later") { // no event tells
+	for rec := f.get("later"); rec.Blocked; rec = f.get("later") { // there is no event of this
 		time.Sleep(time.Millisecond)
 	}
 	for _, event := range f.read() {
@@ -203,7 +203,7 @@ func (s suite) testAfterNotBefore(t *testing.T) {
 	}
 }
 
-// testAfterRace has jobs created after others that end meanwhile.
+// testAfterRace creates jobs that are after others, which end at the same time.
 func (s suite) testAfterRace(t *testing.T) {
 	f := s.open(t, Options{})
 	const jobs = 20
@@ -245,7 +245,7 @@ func (s suite) testAfterRace(t *testing.T) {
 	}
 }
 
-// testCreateAll enters jobs together, or none of them.
+// testCreateAll creates several jobs together, or none of them.
 func (s suite) testCreateAll(t *testing.T) {
 	f := s.open(t, Options{})
 	f.create("there")

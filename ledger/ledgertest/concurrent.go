@@ -12,7 +12,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// testRaceForOne has many callers want the same thing: one gets it.
+// testRaceForOne: of many callers that make the same change, one succeeds.
 func (s suite) testRaceForOne(t *testing.T) {
 	f := s.open(t, Options{})
 	const callers, rounds = 16, 10
@@ -62,8 +62,8 @@ func (s suite) testRaceForOne(t *testing.T) {
 			t.Fatalf("%d of %d claimed the job", len(claims), callers)
 		}
 		c := <-claims
-		// Cancel is a request while the job is held: it may come before the end, any
-		// number of times, or too late. One that was answered is kept.
+		// Cancel is a request while the job is held: it may be answered before the end, any
+		// number of times, or refused after it. A cancel that was answered is kept.
 		var asked atomic.Bool
 		if n := race("Finish and Cancel", func(caller int) error {
 			if caller%2 == 0 {
@@ -85,11 +85,11 @@ func (s suite) testRaceForOne(t *testing.T) {
 	}
 }
 
-// errAsked stands for a cancellation that did not end the job.
+// errAsked stands for a Cancel of a held job, which did not end it.
 var errAsked = errors.New("the holder was asked to end the job")
 
-// testRaceForMany has many sheep work off what many clients submit. Each job is
-// with one holder at a time and ends once.
+// testRaceForMany: many sheep run the jobs of many clients. Each job has one holder at a
+// time and ends once.
 func (s suite) testRaceForMany(t *testing.T) {
 	f := s.open(t, Options{})
 	const clients, each, sheeps = 6, 30, 6
@@ -143,7 +143,7 @@ func (s suite) testRaceForMany(t *testing.T) {
 				if other, twice := held.LoadOrStore(c.ID, work.Sheep); twice {
 					t.Errorf("%s is with %s and %s", c.ID, other, work.Sheep)
 				}
-				held.Delete(c.ID) // from here on others may get it
+				held.Delete(c.ID) // from now on another sheep may claim it
 				if n%7 == 3 {
 					if _, err := f.Release(ctx, c.ID, c.Token, ledger.Return{Cause: job.CauseHandedBack, Spent: n%2 == 0}); err != nil {
 						t.Errorf("Release: %v", err)
@@ -165,7 +165,7 @@ func (s suite) testRaceForMany(t *testing.T) {
 			}
 		})
 	}
-	// Every event wakes all sheep: a job may have come or been put back.
+	// Every event wakes all sheep: a job may have been created or released.
 	counted := map[job.ID]int{}
 	hung := time.After(patience)
 	for total := 0; total < clients*each && !t.Failed(); {

@@ -13,7 +13,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// testDurable finds every record as it was, after a close and after a kill.
+// testDurable: every record is unchanged after the ledger is closed and after its process
+// is killed.
 func (s suite) testDurable(t *testing.T) {
 	f := s.open(t, Options{})
 	f.create("queued", priority(-1), sheep("a"), model(job.Model{Name: "ns/größe", Version: "ß"}))
@@ -57,7 +58,7 @@ func (s suite) testDurable(t *testing.T) {
 			f.checkSame("Get", f.get(string(want[i].ID)), want[i])
 		}
 	}
-	// Claims outlive the process, too.
+	// Claims survive the process.
 	f.start(held)
 	f.finish(held)
 	f.release(processing, unspent)
@@ -78,7 +79,7 @@ func (s suite) testContexts(t *testing.T) {
 			t.Errorf("%s answered %v, want %v", name, err, context.Canceled)
 		}
 	}
-	// Callers that leave at any moment leave no job claimed by nobody.
+	// No job stays claimed after its caller stopped waiting, whenever that was.
 	const n = 40
 	f.finish(c)
 	for i := range n {
@@ -98,7 +99,7 @@ func (s suite) testContexts(t *testing.T) {
 		}
 	}
 	hung := time.After(patience)
-	for len(got) < n { // what was given to nobody comes back
+	for len(got) < n { // a claim without a caller is released
 		changed := f.Changed()
 		claim, err := f.Claim(f.Context(), slot("a"))
 		if err != nil {
@@ -143,7 +144,7 @@ func (s suite) testClose(t *testing.T) {
 	f.checkSame("Get", f.get("x"), c.Record)
 }
 
-// calls makes every call there is and returns what it answered.
+// calls makes every call of a ledger and returns the errors.
 func calls(ctx context.Context, l ledger.Ledger, c ledger.Claim) map[string]error {
 	answers := map[string]error{}
 	_, answers["Create"] = l.Create(ctx, job.Record{ID: "y", Model: red})

@@ -9,11 +9,9 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// testEdges walks every edge of the lifecycle, and every step that is none, from
-// every situation a record can be in.
+// testEdges makes every change in every situation of a record, allowed or refused.
 func (s suite) testEdges(t *testing.T) {
-	// How a record gets into each situation. The claim returned is the last one
-	// made on it.
+	// These bring a record into each situation. They return its last claim.
 	situations := map[string]func(f *fixture) ledger.Claim{
 		"queued": func(f *fixture) ledger.Claim { f.create("x"); return ledger.Claim{Record: job.Record{ID: "x"}} },
 		"delayed": func(f *fixture) ledger.Claim {
@@ -40,7 +38,7 @@ func (s suite) testEdges(t *testing.T) {
 			f.release(c, spent)
 			return c
 		},
-		"taken over": func(f *fixture) ledger.Claim { // c is the claim of the one before
+		"taken over": func(f *fixture) ledger.Claim { // c is the claim of the former holder
 			f.create("x")
 			c := f.claim(slot("a"), "x")
 			f.release(c, unspent)
@@ -71,7 +69,7 @@ func (s suite) testEdges(t *testing.T) {
 			f.release(c, unspent)
 			return c
 		},
-		"submitted again": func(f *fixture) ledger.Claim { // c is a claim on the run before
+		"submitted again": func(f *fixture) ledger.Claim { // c is a claim of the earlier run
 			f.create("x")
 			c := f.claim(slot("a"), "x")
 			f.finish(c)

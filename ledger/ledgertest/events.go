@@ -14,7 +14,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// testEvents reads the events of each change, with what they say.
+// testEvents compares the events of each change with what they have to say.
 func (s suite) testEvents(t *testing.T) {
 	f := s.open(t, Options{})
 	f.create("before")
@@ -84,7 +84,7 @@ func (s suite) testEvents(t *testing.T) {
 	}
 }
 
-// checkEvent compares what an event says, but for its cursor and time.
+// checkEvent compares an event, except for its cursor and time.
 func checkEvent(t tb, got, want job.Event) {
 	t.Helper()
 	gotStatus, wantStatus := "none", "none"
@@ -108,8 +108,8 @@ func checkEvent(t tb, got, want job.Event) {
 	}
 }
 
-// testEventsFilter reads the events of a job, of a tenant and of both, a few at
-// a time: those that match, in order, whatever is between.
+// testEventsFilter reads the events of a job, of a tenant and of both, a few at a time:
+// all that match, in order.
 func (s suite) testEventsFilter(t *testing.T) {
 	f := s.open(t, Options{})
 	for i := range 30 {
@@ -118,7 +118,7 @@ func (s suite) testEventsFilter(t *testing.T) {
 		f.finish(f.claim(slot("a"), id))
 	}
 	all := f.read()
-	for _, again := range []func(){func() {}, f.reopen} { // from memory and from the file, where there is a difference
+	for _, again := range []func(){func() {}, f.reopen} { // from memory, then from the file
 		again()
 		for _, filter := range []ledger.EventFilter{{}, {Job: "job1"}, {Tenant: "wool"}, {Job: "job3", Tenant: "wool"}, {Job: "job1", Tenant: "meat"}, {Tenant: "milk"}, {Job: "job9"}} {
 			for _, limit := range []int{1, 4, 1000} {
@@ -160,8 +160,8 @@ func (s suite) testEventsFilter(t *testing.T) {
 	}
 }
 
-// testEventsDurable reads all events again, and goes on from where it was, after
-// the ledger was closed or its process killed.
+// testEventsDurable reads all events again, and continues from a cursor, after the ledger
+// was closed or its process killed.
 func (s suite) testEventsDurable(t *testing.T) {
 	f := s.open(t, Options{})
 	var seen []job.Event
@@ -203,7 +203,7 @@ func (s suite) testEventsGone(t *testing.T) {
 	old := f.at
 	var newest job.Cursor
 	gone := false
-	for i := 0; !gone && i < 300; i++ { // an implementation may lag behind
+	for i := 0; !gone && i < 300; i++ { // an implementation may remove them later
 		f.create(fmt.Sprint("job", i))
 		f.now()
 		newest = f.at
@@ -213,7 +213,7 @@ func (s suite) testEventsGone(t *testing.T) {
 		}
 	}
 	if !gone {
-		// What is in memory may be more; of what is in the file nothing is left.
+		// Memory may have more events; the file has none of these.
 		f.reopen()
 		if _, _, err := f.Events(f.Context(), old, ledger.EventFilter{}, 10); !errors.Is(err, ledger.ErrEventsGone) || !errdefs.IsOutOfRange(err) {
 			t.Fatalf("Events from long ago answered %v", err)
@@ -235,9 +235,9 @@ func (s suite) testEventsGone(t *testing.T) {
 	}
 }
 
-// testEventsConcurrent reads many goroutines' changes while they are made: each
-// reader gets all, once and in the same order, and the events of one job in the
-// order of its changes.
+// testEventsConcurrent reads events while many goroutines make changes: each reader gets
+// every event once, all readers in the same order, and the events of a job in the order
+// of its changes.
 func (s suite) testEventsConcurrent(t *testing.T) {
 	f := s.open(t, Options{})
 	const workers, each, readers = 8, 25, 3
@@ -303,8 +303,7 @@ func (s suite) testEventsConcurrent(t *testing.T) {
 	}
 }
 
-// testChanged waits for changes: what is read after Changed and before the wait
-// and what ends the wait are all there is.
+// testChanged: a reader that calls Changed, then Events, then waits, misses no event.
 func (s suite) testChanged(t *testing.T) {
 	f := s.open(t, Options{})
 	changed := f.Changed()
@@ -324,7 +323,7 @@ func (s suite) testChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.get("x")
-	select { // a change may be told where there is none, but not for ever
+	select { // the channel may be closed without an event, but not again and again
 	case <-changed:
 	default:
 	}

@@ -11,11 +11,10 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// patience is how long a test waits for what has to happen before it takes it
-// for hung.
+// patience is how long a test waits for something before it fails.
 const patience = 30 * time.Second
 
-// The models that the tests name.
+// The models that the tests use.
 var (
 	red  = job.Model{Name: "red", Version: "1"}
 	blue = job.Model{Name: "blue", Version: "1"}
@@ -31,8 +30,8 @@ type tb interface {
 // The nodes that the tests claim for.
 var nodes = []string{"node", "other"}
 
-// fixture is an open ledger, joined by the nodes, with methods that fail the test
-// where the ledger does not do what it has to.
+// fixture is an open ledger, joined by the nodes. Its methods make calls and fail the test
+// unless the ledger answers as it has to.
 type fixture struct {
 	tb
 	ledger.Ledger
@@ -49,14 +48,14 @@ func (s suite) open(t *testing.T, options Options) *fixture {
 	return f
 }
 
-// of is the fixture for a part of its test.
+// of returns the fixture for a subtest.
 func (f *fixture) of(t *testing.T) *fixture {
 	part := *f
 	part.tb = t
 	return &part
 }
 
-// putAway ends the job, whoever holds it.
+// putAway ends the job, whether it is held or not.
 func (f *fixture) putAway(id job.ID) {
 	f.Helper()
 	rec, err := f.Get(f.Context(), id)
@@ -110,7 +109,7 @@ func (f *fixture) crash() {
 	f.join()
 }
 
-// create queues a job, of model red unless told otherwise.
+// create queues a job, of model red unless an option sets another.
 func (f *fixture) create(id string, with ...func(*job.Record)) job.Record {
 	f.Helper()
 	rec := job.Record{ID: job.ID(id), Model: red}
@@ -137,8 +136,7 @@ func prefer(name string, m job.Model) ledger.Slot {
 	return ledger.Slot{Node: "node", Sheep: name, Prefer: m}
 }
 
-// The ways a job ends or goes back that the tests use, when it does not matter
-// which.
+// Outcomes and returns for tests in which the details do not matter.
 var (
 	done     = ledger.Outcome{State: job.Done, Cause: job.CauseDone}
 	failed   = ledger.Outcome{State: job.Failed, Cause: job.CauseError, Failure: &job.Failure{Message: "broken"}}
@@ -147,7 +145,7 @@ var (
 	longTime = 24 * time.Hour
 )
 
-// claim has the slot claim the job with the given id, and no other.
+// claim claims a job for the slot, which must be the one with the given id.
 func (f *fixture) claim(s ledger.Slot, want string) ledger.Claim {
 	f.Helper()
 	claim, err := f.Claim(f.Context(), s)
@@ -164,7 +162,7 @@ func (f *fixture) claim(s ledger.Slot, want string) ledger.Claim {
 	return *claim
 }
 
-// claimNothing has the slot find no job.
+// claimNothing makes a claim for the slot, which must find no job.
 func (f *fixture) claimNothing(s ledger.Slot) {
 	f.Helper()
 	claim, err := f.Claim(f.Context(), s)
@@ -265,7 +263,7 @@ func (f *fixture) list(filter ledger.Filter, limit int) []job.Record {
 	}
 }
 
-// read returns the events since those that were read before.
+// read returns the events since the last read.
 func (f *fixture) read() []job.Event {
 	f.Helper()
 	var all []job.Event
@@ -285,7 +283,7 @@ func (f *fixture) read() []job.Event {
 	}
 }
 
-// now leaves out the events until now.
+// now skips the events up to now.
 func (f *fixture) now() {
 	f.Helper()
 	at, err := f.Now(f.Context())
@@ -295,8 +293,8 @@ func (f *fixture) now() {
 	f.at = at
 }
 
-// await reads events until there is one of the kind about the job, and returns
-// it. It reads no further.
+// await reads events until the first of the kind about the job, and returns it. It does
+// not read the events after it.
 func (f *fixture) await(kind job.EventKind, id string) job.Event {
 	f.Helper()
 	hung := time.After(patience)
@@ -321,8 +319,7 @@ func (f *fixture) await(kind job.EventKind, id string) job.Event {
 	}
 }
 
-// same compares records as a client would; instants are the same in any
-// representation.
+// same compares records; times are equal if they are the same instant.
 func same(a, b job.Record) bool {
 	at, bt := times(&a), times(&b)
 	for i := range at {
@@ -333,7 +330,7 @@ func same(a, b job.Record) bool {
 	return reflect.DeepEqual(timeless(a), timeless(b))
 }
 
-// times are all of a record.
+// times returns all times of a record.
 func times(r *job.Record) []*time.Time {
 	return []*time.Time{&r.EnqueuedAt, &r.StartedAt, &r.FinishedAt, &r.NotBefore, &r.WaitUntil, &r.Deadline}
 }
@@ -379,7 +376,7 @@ func show(r job.Record) string {
 	return fmt.Sprintf("%+v, failure %s", r, failure)
 }
 
-// ids are the ids of records, in their order.
+// ids returns the ids of records in their order.
 func ids(records []job.Record) []string {
 	names := make([]string, len(records))
 	for i, r := range records {

@@ -5,8 +5,8 @@
 //		ledgertest.Run(t, func(t *testing.T, options ledgertest.Options) ledgertest.Harness { … })
 //	}
 //
-// The suite knows nothing of an implementation but the contract, and asks for
-// nothing that a ledger shared by several nodes could not promise too.
+// The suite tests only the contract, and only guarantees that a ledger shared by several
+// nodes can give, too.
 package ledgertest
 
 import (
@@ -17,27 +17,27 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// Options are the settings that every implementation has. A zero field leaves
-// it the implementation's default.
+// Options are the settings that every implementation has. A zero field stands for the
+// implementation's default.
 type Options struct {
 	KeepJobs    int // ended records kept
 	EventNumber int // events kept
 	// Retention says how long files of jobs are kept; nil is for ever.
 	Retention func(job.Record) time.Duration
-	// Policy bounds what is held; the zero Policy bounds nothing.
+	// Policy limits which jobs may be held at the same time; the zero Policy has no limits.
 	Policy ledger.Policy
 }
 
-// Harness is one ledger, empty at first, that can be opened again and again. The
-// suite closes each that it was given.
+// Harness is one ledger, empty at first, that can be opened repeatedly. The suite closes
+// each ledger that it was given.
 type Harness interface {
-	// Open opens the ledger. The suite has closed the one that it had before.
+	// Open opens the ledger. The suite has closed the one that it got before.
 	Open(t testing.TB) ledger.Ledger
-	// Another opens the ledger as a second node does while open is open. Where a
-	// ledger has one owner it is open itself, but for Close.
+	// Another opens the ledger for a second node while open is open. Where only one
+	// process can have the ledger open, it returns open without its Close.
 	Another(t testing.TB, open ledger.Ledger) ledger.Ledger
-	// Crash opens what a process would leave behind that had open as its ledger
-	// and is killed now. From then on open is only closed.
+	// Crash opens the ledger as it would be if the process that has it open were killed
+	// now. After that the suite only closes open.
 	Crash(t testing.TB, open ledger.Ledger) ledger.Ledger
 }
 

@@ -21,7 +21,7 @@ func (s suite) testCreate(t *testing.T) {
 	retries, pause, wait := 3, 1500*time.Millisecond, time.Duration(0)
 	limits := job.Limits{Retries: &retries, RetryPause: &pause, WaitTimeout: &wait}
 	past := time.Now().Add(-time.Hour).In(time.FixedZone("east", 3600))
-	// What a new record cannot have yet is not taken.
+	// Fields that a new record cannot have are ignored.
 	kept := f.create("x", model(job.Model{Name: text, Version: ""}), sheep(text), priority(-7), func(r *job.Record) {
 		r.Trace, r.Limits = trace, limits
 		r.NotBefore, r.WaitUntil, r.Deadline = past, past.Add(longTime), past.Add(2*longTime)
@@ -46,7 +46,7 @@ func (s suite) testCreate(t *testing.T) {
 	}
 }
 
-// testTenants submits over others' jobs.
+// testTenants creates jobs with the ids of other tenants' jobs.
 func (s suite) testTenants(t *testing.T) {
 	f := s.open(t, Options{})
 	if kept := f.create("x", tenant("wool")); kept.Tenant != "wool" || f.get("x").Tenant != "wool" {
@@ -95,7 +95,7 @@ func (s suite) testCreateAgain(t *testing.T) {
 	if got := f.count(); got[job.Queued] != 2 || got[job.Failed] != 0 {
 		t.Fatalf("counts are %v: the record was not replaced", got)
 	}
-	f.claim(slot("a"), "y") // the next run queues behind
+	f.claim(slot("a"), "y") // the next run is last in the queue
 	c2 := f.claim(slot("a"), "x")
 	if c2.Attempt != 1 || c2.Spent != 0 || c2.Run != 2 {
 		t.Fatalf("run %d, attempt %d, %d spent; want 2, 1 and 0", c2.Run, c2.Attempt, c2.Spent)
@@ -137,7 +137,7 @@ func (s suite) testClaim(t *testing.T) {
 	f.checkSame("starting a running claim", f.start(running), running.Record)
 }
 
-// testSpent counts attempts, and those of them that were spent.
+// testSpent counts the attempts and the spent attempts.
 func (s suite) testSpent(t *testing.T) {
 	f := s.open(t, Options{})
 	f.create("x")
@@ -164,7 +164,7 @@ func (s suite) testSpent(t *testing.T) {
 	}
 }
 
-// testAttempts lists the attempts of a run while it lasts, and afterwards.
+// testAttempts lists the attempts of a run before and after its end.
 func (s suite) testAttempts(t *testing.T) {
 	f := s.open(t, Options{})
 	var want []job.Attempt
@@ -188,7 +188,7 @@ func (s suite) testAttempts(t *testing.T) {
 			}
 		}
 	}
-	check(0) // of a job that is not known
+	check(0) // the job is unknown
 	f.create("x")
 	check(0)
 
@@ -230,7 +230,7 @@ func (s suite) testAttempts(t *testing.T) {
 	check(3)
 }
 
-// testAttemptsOfRuns keeps the attempts of earlier runs, boundedly many.
+// testAttemptsOfRuns: the attempts of a bounded number of earlier runs are kept.
 func (s suite) testAttemptsOfRuns(t *testing.T) {
 	f := s.open(t, Options{})
 	const runs = 3
@@ -268,7 +268,7 @@ func (s suite) testAttemptsOfRuns(t *testing.T) {
 	}
 }
 
-// testLastAttempts has the newest attempt that ended, of those jobs that have one.
+// testLastAttempts reads the newest attempt that ended of each job that has one.
 func (s suite) testLastAttempts(t *testing.T) {
 	f := s.open(t, Options{})
 	var all []job.ID
@@ -305,7 +305,7 @@ func (s suite) testLastAttempts(t *testing.T) {
 		t.Fatalf("the last attempt is %+v", last)
 	}
 	check()
-	f.create("other") // whose attempts stay
+	f.create("other") // its attempts are kept
 	f.reopen()
 	check()
 	all = slices.DeleteFunc(all, func(id job.ID) bool { return id == "ended" })
@@ -329,7 +329,7 @@ func (s suite) testTokens(t *testing.T) {
 			t.Fatalf("token %d after %d", c.Token, last)
 		}
 		last = c.Token
-		if i%3 == 0 { // also a claim that was given back
+		if i%3 == 0 { // also claims that were released
 			f.release(c, unspent)
 			c = f.claim(slot("a"), "x")
 			if c.Token <= last {
@@ -396,8 +396,7 @@ func (s suite) testFinish(t *testing.T) {
 	f.checkSame("after refusals", f.get("y"), c.Record)
 }
 
-// testClip keeps long texts as far as they are bounded, and lists none of the
-// tracebacks.
+// testClip: long texts are clipped, and lists have no tracebacks.
 func (s suite) testClip(t *testing.T) {
 	f := s.open(t, Options{})
 	long := &job.Failure{Message: strings.Repeat("é", job.MaxMessage), Type: strings.Repeat("T", 2*job.MaxType), Traceback: strings.Repeat("x", 4<<20)}
@@ -452,8 +451,8 @@ func (s suite) testCancel(t *testing.T) {
 	}
 }
 
-// testCancelHeld asks holders to end their jobs: nobody else gets the job, and no
-// new run begins, until they have.
+// testCancelHeld cancels held jobs: no other slot gets the job, and no new run begins,
+// before the holder has ended it.
 func (s suite) testCancelHeld(t *testing.T) {
 	f := s.open(t, Options{})
 	for _, c := range []struct {
@@ -515,9 +514,8 @@ func (s suite) testCancelHeld(t *testing.T) {
 	}
 }
 
-// testRepeated makes each change twice, as a caller does that does not know what
-// became of the first: the second answers as if it were made now, or that it is
-// too late, and changes nothing.
+// testRepeated makes each change twice, as a caller does that got no answer to the first:
+// the second is answered as if it were made now, or as too late, and changes nothing.
 func (s suite) testRepeated(t *testing.T) {
 	f := s.open(t, Options{})
 	ctx := f.Context()

@@ -10,17 +10,16 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// reference is a ledger as simple as the contract's words: a list in memory and
-// no care for speed. It does not keep times, but for those that it is given. Of
-// these it knows only which have passed: the test lets nothing wait for a time
-// that comes meanwhile.
+// reference is a ledger that is as simple as the contract: a slow list in memory. It keeps
+// only the times that it is given, and of those only whether they have passed: no time of
+// the test passes while it runs.
 type reference struct {
 	seq    int64
 	jobs   []*referenceJob // by Seq
-	events []job.Event     // that the ledger has to record next
-	loose  map[job.ID]bool // jobs whose next event may come before or after those of others here
+	events []job.Event     // that the ledger has yet to record
+	loose  map[job.ID]bool // jobs whose next events may be recorded in any order
 	ended  map[job.ID][]job.Attempt
-	policy ledger.Policy // that bounds what is held
+	policy ledger.Policy
 }
 
 type referenceJob struct {
@@ -42,7 +41,7 @@ func (m *reference) find(id job.ID) *referenceJob {
 	return nil
 }
 
-// record notes the event of a change.
+// record adds the event of a change.
 func (m *reference) record(j *referenceJob, event job.Event) {
 	event.Job, event.Run, event.Model, event.Address, event.Tenant, event.State = j.ID, j.Run, j.Model, j.Sheep, j.Tenant, j.State
 	event.Delayed = j.delayed()
@@ -57,8 +56,8 @@ func (j *referenceJob) delayed() bool {
 	return j.State == job.Queued && j.token == 0 && (j.Blocked || j.NotBefore.After(time.Now()))
 }
 
-// afterTrouble is why a job cannot be after the ones that it names; nil where it can.
-// blocked says that one of them has not ended.
+// afterTrouble returns the error of a job that cannot be after those that it names, and
+// whether one of them has not ended.
 func (m *reference) afterTrouble(rec job.Record) (blocked bool, _ *ledger.AfterError) {
 	for _, id := range rec.After {
 		other := m.find(id)
@@ -79,8 +78,8 @@ func (m *reference) needed(id job.ID) bool {
 	return slices.ContainsFunc(m.jobs, func(j *referenceJob) bool { return !j.State.Final() && slices.Contains(j.After, id) })
 }
 
-// next is the place of the event that the ledger has recorded next: the first, or one of
-// those jobs that were after others and are seen to in any order.
+// next is the index of the expected event that the ledger has recorded: the first, or that
+// of a job that was after others, which are recorded in any order.
 func (m *reference) next(got job.Event) int {
 	for i, want := range m.events {
 		if !m.loose[want.Job] {
@@ -93,7 +92,7 @@ func (m *reference) next(got job.Event) int {
 	return 0
 }
 
-// unblock sees to the jobs that are after one that has ended.
+// unblock unblocks or fails the jobs that are after one that has ended.
 func (m *reference) unblock(ended job.ID) {
 	for _, j := range slices.Clone(m.jobs) {
 		if !j.Blocked || !slices.Contains(j.After, ended) {
@@ -150,7 +149,7 @@ func (m *reference) create(rec job.Record) error {
 	return nil
 }
 
-// giveUp fails a job that nobody holds when its time to wait is over.
+// giveUp fails a job that nobody holds when its waiting time is over.
 func (m *reference) giveUp(j *referenceJob) {
 	past := func(t time.Time) bool { return !t.IsZero() && t.Before(time.Now()) }
 	if j.State != job.Queued || j.token != 0 || !past(j.WaitUntil) && !past(j.Deadline) {
@@ -163,7 +162,7 @@ func (m *reference) giveUp(j *referenceJob) {
 	m.endRun(j, ledger.Outcome{State: job.Failed, Failure: &job.Failure{}}, event)
 }
 
-// choose picks the slot's next job by the scheduling order.
+// choose returns the slot's next job by the scheduling order.
 func (m *reference) choose(slot ledger.Slot) *referenceJob {
 	var candidates []*referenceJob
 	for _, j := range m.jobs {
@@ -189,7 +188,7 @@ func (m *reference) choose(slot ledger.Slot) *referenceJob {
 	})
 }
 
-// claim lets the slot have its next job under the token that the ledger gave.
+// claim gives the slot its next job, with the token that the ledger gave.
 func (m *reference) claim(slot ledger.Slot, token ledger.Token) *referenceJob {
 	j := m.choose(slot)
 	if j == nil {
@@ -282,7 +281,7 @@ func (m *reference) cancel(id job.ID) error {
 	return nil
 }
 
-// endAttempt keeps the attempt under way as it ended.
+// endAttempt ends the attempt under way.
 func (m *reference) endAttempt(j *referenceJob, why ledger.Return) {
 	attempt := j.attempt()
 	attempt.Cause, attempt.Reason, attempt.Spent, attempt.Usage, attempt.Phases, attempt.Log = why.Cause, why.Reason, why.Spent, why.Usage, why.Phases, why.Log
@@ -303,7 +302,7 @@ func (m *reference) endRun(j *referenceJob, outcome ledger.Outcome, event job.Ev
 	m.unblock(j.ID)
 }
 
-// attempts are those of a job, the one under way included, without their times.
+// attempts returns the attempts of a job without their times, the one under way included.
 func (m *reference) attempts(j *referenceJob) []job.Attempt {
 	attempts := slices.Clone(m.ended[j.ID])
 	if j.token != 0 {
@@ -320,7 +319,7 @@ func (m *reference) counts() ledger.Counts {
 	return counts
 }
 
-// String lists the jobs, for a failing test to show.
+// String lists the jobs, for messages of failing tests.
 func (m *reference) String() string {
 	text := ""
 	for _, j := range m.jobs {

@@ -10,9 +10,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// testTwoNodes has two nodes work on one ledger: each sees what the other did,
-// no job is with both, and each can go on with its own claims after the other is
-// gone.
+// testTwoNodes: of two nodes on one ledger each sees the changes of the other, no job is
+// held by both, and each can use its own claims after the other has left.
 func (s suite) testTwoNodes(t *testing.T) {
 	f := s.open(t, Options{})
 	second := f.harness.Another(t, f.Ledger)
@@ -92,7 +91,7 @@ func (s suite) testTwoNodes(t *testing.T) {
 	f.finish(f.claim(slot("a"), "last"))
 }
 
-// testLease loses a lease to a later one of the same node, and to no other.
+// testLease: a lease is lost when the same node joins again, and not when another does.
 func (s suite) testLease(t *testing.T) {
 	f := s.open(t, Options{})
 	join := func(node string) ledger.Lease {

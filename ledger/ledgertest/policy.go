@@ -12,7 +12,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// rule reads a pattern of models.
+// rule parses a pattern of models.
 func rule(t *testing.T, text string) job.Rule {
 	t.Helper()
 	r, err := job.ParseRule(text)
@@ -22,7 +22,7 @@ func rule(t *testing.T, text string) job.Rule {
 	return r
 }
 
-// testModelLimits bounds what is held of some models, whoever holds it.
+// testModelLimits limits the held jobs of some models, on all nodes together.
 func (s suite) testModelLimits(t *testing.T) {
 	f := s.open(t, Options{Policy: ledger.Policy{Models: []ledger.ModelLimit{
 		{Models: rule(t, "red"), MaxRunning: 2}, {Models: rule(t, "re*"), MaxRunning: 3},
@@ -37,13 +37,13 @@ func (s suite) testModelLimits(t *testing.T) {
 	f.create("blue", model(blue), priority(-1))
 
 	first := f.claim(slot("a"), "red, first")
-	second := f.claim(ahead("b"), "red, v2") // prepared ahead counts, and so does another node's
+	second := f.claim(ahead("b"), "red, v2") // claims ahead and claims of other nodes count
 	only := slot("c")
 	only.Only = "red, last"
 	f.claimNothing(only)
 	third := f.claim(ledger.Slot{Node: "other", Sheep: "a"}, "reed")
 	f.claim(prefer("a", red), "blue")
-	f.claimNothing(slot("a")) // what is addressed to it is at a limit, too
+	f.claimNothing(slot("a")) // jobs addressed to it are limited, too
 	f.finish(third)
 	f.claim(ledger.Slot{Node: "node", Sheep: "a", Addressed: true}, "reed, mine")
 	f.claimNothing(slot("a"))
@@ -53,8 +53,7 @@ func (s suite) testModelLimits(t *testing.T) {
 	f.claim(slot("c"), "red, last")
 }
 
-// testTenantLimits bounds what tenants hold, each by itself, and not what nobody's
-// jobs do.
+// testTenantLimits limits the held jobs of each tenant, and not jobs without tenant.
 func (s suite) testTenantLimits(t *testing.T) {
 	f := s.open(t, Options{Policy: ledger.Policy{Tenants: []ledger.TenantLimit{
 		{Tenant: "wool", MaxRunning: 2}, {Tenant: "free"}, {Tenant: ledger.AnyTenant, MaxRunning: 1},
@@ -72,7 +71,7 @@ func (s suite) testTenantLimits(t *testing.T) {
 	f.finish(claims[1])
 	f.claim(slot("a"), "meat1")
 	f.claimNothing(slot("a"))
-	f.cancel("wool0") // asked for, and still held
+	f.cancel("wool0") // it is still held
 	f.claimNothing(slot("a"))
 	f.finish(claims[0])
 	f.claim(slot("a"), "wool2")
@@ -92,8 +91,8 @@ func (s suite) testTenantLimits(t *testing.T) {
 	}
 }
 
-// testLimitsOfClaimsAtOnce has the sheep of two nodes claim and finish jobs: never is
-// more held than the limits allow, and nothing is left over.
+// testLimitsOfClaimsAtOnce: while the sheep of two nodes claim and finish jobs, the number
+// of held jobs never exceeds the limits, and all jobs are claimed.
 func (s suite) testLimitsOfClaimsAtOnce(t *testing.T) {
 	const most, mostOfTenant, jobs = 3, 2, 40
 	f := s.open(t, Options{Policy: ledger.Policy{
@@ -129,7 +128,7 @@ func (s suite) testLimitsOfClaimsAtOnce(t *testing.T) {
 					if n := heldOfTenant.Add(1); n > mostOfTenant {
 						t.Errorf("%d jobs of the tenant are held, at most %d may be", n, mostOfTenant)
 					}
-					heldOfTenant.Add(-1) // before the ledger knows it
+					heldOfTenant.Add(-1) // before the ledger is told
 				}
 				held.Add(-1)
 				if _, err := l.Finish(t.Context(), c.ID, c.Token, done); err != nil {
@@ -142,7 +141,7 @@ func (s suite) testLimitsOfClaimsAtOnce(t *testing.T) {
 	sheep.Wait()
 }
 
-// testLimitsKept counts what is held by a ledger that was closed, or killed.
+// testLimitsKept: held jobs count after the ledger was closed, or its process killed.
 func (s suite) testLimitsKept(t *testing.T) {
 	f := s.open(t, Options{Policy: ledger.Policy{Tenants: []ledger.TenantLimit{{Tenant: "wool", MaxRunning: 1}}}})
 	f.create("first", tenant("wool"))
@@ -161,14 +160,14 @@ func (s suite) testLimitsKept(t *testing.T) {
 	f.claim(slot("a"), "second")
 }
 
-// used is an outcome with GPU time that no time that passes in a test comes near.
+// used is an outcome with a GPU time that is far longer than the test.
 func used(hours int) ledger.Outcome {
 	o := done
 	o.Usage.GPUTime = time.Duration(hours) * time.Hour
 	return o
 }
 
-// testShares has three tenants use the sheep by their weights, whoever came first.
+// testShares: three tenants share the sheep by their weights, whichever came first.
 func (s suite) testShares(t *testing.T) {
 	f := s.open(t, Options{Policy: ledger.Policy{HalfLife: 10_000 * time.Hour, Tenants: []ledger.TenantLimit{{Tenant: "wool", Weight: 3}}}})
 	const each = 24
@@ -185,7 +184,7 @@ func (s suite) testShares(t *testing.T) {
 		}
 		return c
 	}
-	// Each begins with nothing: what is held decides, then the smaller use for its
+	// No tenant has used anything: the held jobs decide, then the use divided by the
 	// weight.
 	claims := map[string]*ledger.Claim{}
 	for range 4 {
@@ -204,12 +203,12 @@ func (s suite) testShares(t *testing.T) {
 		got[c.Tenant]++
 		f.finishAs(*c, used(1))
 	}
-	// Of 36 jobs of an hour wool has three sixths. Which tenant is first when two have
-	// used the same is not said.
+	// Of 36 jobs of an hour wool has three sixths. The order of tenants with the same use
+	// is not defined.
 	if got["wool"] < 16 || got["wool"] > 18 || got["meat"] < 4 || got["milk"] < 4 || got[""] < 4 {
 		t.Errorf("tenants had %v of 32 jobs", got)
 	}
-	// A longer job is made up for: of the next jobs milk has none.
+	// After a longer job milk has none of the next jobs.
 	only := slot("a")
 	only.Only = job.ID(fmt.Sprint("milk", each-1))
 	f.finishAs(*next(only), used(100))
@@ -228,7 +227,7 @@ func (s suite) testShares(t *testing.T) {
 		t.Errorf("the urgent job is %+v, %v", c, err)
 	}
 	f.finishAs(f.claim(prefer("a", blue), "milk, blue"), used(1))
-	// What others leave is its own.
+	// A tenant alone gets all sheep.
 	for {
 		c, err := f.Claim(t.Context(), slot("a"))
 		if err != nil {
@@ -249,7 +248,7 @@ func (s suite) testShares(t *testing.T) {
 	}
 }
 
-// testSharesKept counts what was used before the ledger was closed, or killed.
+// testSharesKept: use counts after the ledger was closed, or its process killed.
 func (s suite) testSharesKept(t *testing.T) {
 	f := s.open(t, Options{Policy: ledger.Policy{HalfLife: 10_000 * time.Hour}})
 	for i := range 3 {
@@ -270,7 +269,7 @@ func (s suite) testSharesKept(t *testing.T) {
 	}
 }
 
-// limits is a policy that keeps many of the jobs of testModel waiting.
+// limits is a policy that makes many of the jobs of testModel wait.
 func limits(t *testing.T) ledger.Policy {
 	t.Helper()
 	return ledger.Policy{
@@ -279,7 +278,7 @@ func limits(t *testing.T) ledger.Policy {
 	}
 }
 
-// atLimit reports whether a limit keeps the job waiting.
+// atLimit reports whether the job waits because of a limit.
 func (m *reference) atLimit(j *referenceJob) bool {
 	held := func(counts func(*referenceJob) bool) (n int) {
 		for _, other := range m.jobs {
@@ -302,7 +301,7 @@ func (m *reference) atLimit(j *referenceJob) bool {
 	return false
 }
 
-// compareLoad compares what is held, and queued, of each tenant.
+// compareLoad compares the held and queued jobs of each tenant.
 func (m *machine) compareLoad() {
 	m.Helper()
 	type kind struct {
@@ -334,7 +333,7 @@ func (m *machine) compareLoad() {
 	}
 }
 
-// testQueued counts up to a number.
+// testQueued counts the queued jobs of a tenant, up to a number.
 func (s suite) testQueued(t *testing.T) {
 	f := s.open(t, Options{})
 	for i := range 5 {

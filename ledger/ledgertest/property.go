@@ -14,11 +14,11 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// machine drives a ledger and the reference side by side.
+// machine makes the same calls to a ledger and to the reference.
 type machine struct {
 	*fixture
 	reference *reference
-	places    map[int64]int64 // the ledger's place of each of the reference's
+	places    map[int64]int64 // the Seq in the ledger by the Seq in the reference
 	last      ledger.Token
 	tokens    []ledger.Token // all that were given out
 }
@@ -50,7 +50,7 @@ var (
 		{State: job.Done, Warnings: []string{"w"}}, {State: job.Cancelled}, {State: job.Failed, Failure: &job.Failure{Message: "m"}},
 	})
 	drawUsage = rapid.SampledFrom([]job.Usage{{}, {GPUMemory: 1, GPUTime: time.Second}})
-	// A time that is none, has passed, or does not come while the test runs.
+	// The zero time, one that has passed, or one after the end of the test.
 	drawTime = rapid.SampledFrom([]time.Duration{0, 0, 0, 0, -time.Hour, longTime})
 )
 
@@ -67,7 +67,7 @@ func drawID(ids int) *rapid.Generator[job.ID] {
 	})
 }
 
-// drawAfter draws the jobs that one is after: mostly none.
+// drawAfter draws the jobs that a job is after: mostly none.
 func drawAfter(ids int) *rapid.Generator[[]job.ID] {
 	return rapid.Custom(func(t *rapid.T) []job.ID {
 		if rapid.IntRange(0, 2).Draw(t, "after others") > 0 {
@@ -124,7 +124,7 @@ func nameOf(j *referenceJob) string {
 	return string(j.ID)
 }
 
-// drawToken is the token of the job's claim, or any other there ever was.
+// drawToken draws the token of the job's claim, or any other that was given out.
 func (m *machine) drawToken(t *rapid.T, id job.ID) ledger.Token {
 	if j := m.reference.find(id); j != nil && j.token != 0 && rapid.IntRange(0, 4).Draw(t, "stale") > 0 {
 		return j.token
@@ -132,7 +132,7 @@ func (m *machine) drawToken(t *rapid.T, id job.ID) ledger.Token {
 	return rapid.SampledFrom(append([]ledger.Token{0, 1 << 40}, m.tokens...)).Draw(t, "token")
 }
 
-// drawClaimed is the id of a claimed job, or any id where there is none.
+// drawClaimed draws the id of a claimed job, or any id where there is none.
 func (m *machine) drawClaimed(t *rapid.T, ids int) job.ID {
 	var claimed []job.ID
 	for _, j := range m.reference.jobs {
@@ -160,11 +160,11 @@ func (m *machine) checkAnswer(what string, got, want error) {
 	}
 }
 
-// checkRecord compares the record that a change answers.
+// checkRecord compares the record that a change returned.
 func (m *machine) checkRecord(what string, got job.Record, err, want error) {
 	m.Helper()
 	m.checkAnswer(what, err, want)
-	// A job whose time to wait is over may have failed by now, by the reference.
+	// A job whose waiting time is over may have failed in the reference.
 	if err == nil && m.reference.find(got.ID).State == got.State {
 		m.compare(got)
 	}

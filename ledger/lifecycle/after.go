@@ -7,9 +7,9 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// Waits reports whether a job that is after others still has to wait for one of them,
-// and what it fails with; nil where it does not. State returns what became of a job,
-// empty where that is not known any more: it was done then.
+// Waits reports whether a job that is after others still has to wait for one of them, and
+// returns the failure with which it ends, nil for none. state returns the state of a job,
+// empty for one that has no record any more, which was done.
 func Waits(after []job.ID, state func(job.ID) job.State) (waits bool, failure *job.Failure) {
 	for _, id := range after {
 		switch s := state(id); s {
@@ -28,7 +28,7 @@ func Waits(after []job.ID, state func(job.ID) job.State) (waits bool, failure *j
 }
 
 // Unblock makes a blocked job claimable where the jobs that it is after are done, and
-// fails it where one of them ended otherwise; of any other it changes nothing. State is as
+// fails it where one of them ended otherwise. It does not change any other job. state is as
 // for Waits.
 func (r *Row) Unblock(state func(job.ID) job.State, keep Retention, m Moment) Change {
 	if r == nil || !r.Blocked {

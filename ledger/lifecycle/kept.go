@@ -9,8 +9,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// KeptTime is t as records keep times: UTC, whole microseconds. One before 1970 is
-// as long past as a time can be.
+// KeptTime returns t as records keep it: in UTC, truncated to microseconds, and not before
+// 1970.
 func KeptTime(t time.Time) time.Time {
 	if t.IsZero() {
 		return time.Time{}
@@ -18,10 +18,10 @@ func KeptTime(t time.Time) time.Time {
 	return latest(t.UTC().Truncate(time.Microsecond), time.UnixMicro(1).UTC())
 }
 
-// latest is the last of the times.
+// latest returns the latest of the times.
 func latest(times ...time.Time) time.Time { return slices.MaxFunc(times, time.Time.Compare) }
 
-// keptKeep is what a client asked for, bounded, in whole microseconds.
+// keptKeep returns how long a client wants files kept, bounded, truncated to microseconds.
 func keptKeep(keep *time.Duration) *time.Duration {
 	if keep == nil {
 		return nil
@@ -41,7 +41,7 @@ func keptPhases(phases job.Phases) job.Phases {
 	return phases
 }
 
-// keptLog drops what is too long to be the name of a part of a log.
+// keptLog drops a text that is too long for the name of a part of a log.
 func keptLog(log string) string {
 	if len(log) > ledger.MaxLog {
 		return ""

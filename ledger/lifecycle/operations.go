@@ -11,10 +11,10 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// Create is the row of a new run of rec, which takes the place of old; old is nil
-// where the id has no record. It may be needed, which says that a job that has not
-// ended is after it. Rec.Blocked is as ledger.CheckAfter has it. The Seq is not set. The error
-// is ledger.ErrOthers, ErrExists, ErrRemoving or ErrNeeded.
+// Create returns the row of a new run of rec, which replaces old; old is nil where the id
+// has no record. needed says that a job that has not ended is after old. rec.Blocked is the
+// result of ledger.CheckAfter. The Seq is not set. The error is ledger.ErrOthers, ErrExists,
+// ErrRemoving or ErrNeeded.
 func Create(old *Row, needed bool, rec job.Record, m Moment) (*Row, Change, error) {
 	r := &Row{Record: job.Record{
 		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits.Clone(),
@@ -55,14 +55,13 @@ func (r *Row) Claim(slot ledger.Slot, token ledger.Token, m Moment) Change {
 	return r.start()
 }
 
-// start begins the turn of the claim, at the time of the change.
+// start makes a claim a running one, at the time of the change.
 func (r *Row) start() Change {
 	r.State, r.StartedAt, r.WaitUntil = job.Processing, r.ChangedAt, time.Time{}
 	return Change{Made: true, Event: r.event(r.attemptEvent(job.EventStarted))}
 }
 
-// Due makes a delayed job claimable whose time has come; of any other it changes
-// nothing.
+// Due makes a delayed job claimable whose time has come. It does not change any other job.
 func (r *Row) Due(m Moment) Change {
 	if !r.Delayed || r.Blocked || r.NotBefore.After(m.Now) {
 		return Change{}
@@ -72,10 +71,10 @@ func (r *Row) Due(m Moment) Change {
 	return Change{Made: true, Event: r.event(job.Event{Kind: job.EventDue})}
 }
 
-// holds reports whether the token's claim holds the job; a nil row is held by none.
+// holds reports whether the claim with the token holds the job, which may be nil.
 func (r *Row) holds(token ledger.Token) bool { return r != nil && token != 0 && r.Token == token }
 
-// Start begins the turn of a claim made ahead. The error is ledger.ErrFenced.
+// Start turns a claim made ahead into a running one. The error is ledger.ErrFenced.
 func (r *Row) Start(token ledger.Token, m Moment) (Change, error) {
 	if !r.holds(token) {
 		return Change{}, ledger.ErrFenced
@@ -87,9 +86,8 @@ func (r *Row) Start(token ledger.Token, m Moment) (Change, error) {
 	return r.start(), nil
 }
 
-// CheckOutcome answers an error of class errdefs.ErrInternal for an outcome that
-// is none: its state is not final, its failure does not fit the state, or it has
-// no cause.
+// CheckOutcome returns an error of class errdefs.ErrInternal if the outcome's state is not
+// final, its failure does not fit the state, or it has no cause.
 func CheckOutcome(o ledger.Outcome) error {
 	if !o.State.Final() || (o.State == job.Failed) != (o.Failure != nil) || o.Cause == "" {
 		return fmt.Errorf("state %q with failure %v and cause %q is no outcome: %w", o.State, o.Failure, o.Cause, errdefs.ErrInternal)
@@ -97,8 +95,7 @@ func CheckOutcome(o ledger.Outcome) error {
 	return nil
 }
 
-// CheckReturn answers an error of class errdefs.ErrInternal for a return without a
-// cause.
+// CheckReturn returns an error of class errdefs.ErrInternal for a return without a cause.
 func CheckReturn(why ledger.Return) error {
 	if why.Cause == "" {
 		return fmt.Errorf("no cause is given: %w", errdefs.ErrInternal)
@@ -153,8 +150,8 @@ func (r *Row) Cancel(keep Retention, m Moment) (Change, error) {
 	return Change{Made: true, Event: r.event(r.attemptEvent(job.EventCancelled))}, nil
 }
 
-// GiveUp fails a job that nobody holds and whose time to wait is over; of any
-// other it changes nothing.
+// GiveUp fails a job that nobody holds and whose waiting time is over. It does not change
+// any other job.
 func (r *Row) GiveUp(keep Retention, m Moment) Change {
 	if r == nil {
 		return Change{}
@@ -174,9 +171,9 @@ func (r *Row) GiveUp(keep Retention, m Moment) Change {
 	return r.endRun(ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: event.Reason}}, event, keep, m)
 }
 
-// waitTimeout is how long the job was allowed to wait. Where that was not its own
-// limit but a default, it is told by the second: WaitUntil was computed from a
-// moment before EnqueuedAt.
+// waitTimeout is how long the job was allowed to wait. Where that was a default and not the
+// job's own limit, it is rounded to seconds, because WaitUntil was computed from a time a
+// little before EnqueuedAt.
 func (r *Row) waitTimeout() time.Duration {
 	if limit := r.Limits.WaitTimeout; limit != nil && *limit > 0 {
 		return *limit
@@ -188,7 +185,7 @@ func (r *Row) waitTimeout() time.Duration {
 	return wait.Round(time.Second)
 }
 
-// endHeld ends the run and the attempt under way: as o says, or as cancelled where
+// endHeld ends the run and the attempt under way: with the outcome o, or as cancelled where
 // the job is Cancelling.
 func (r *Row) endHeld(o ledger.Outcome, spent bool, keep Retention, m Moment) Change {
 	if r.Cancelling {
@@ -207,7 +204,7 @@ func (r *Row) endHeld(o ledger.Outcome, spent bool, keep Retention, m Moment) Ch
 	return change
 }
 
-// endAttempt ends the claim and returns the attempt as it is kept.
+// endAttempt ends the claim and returns the attempt to keep.
 func (r *Row) endAttempt(why ledger.Return) *job.Attempt {
 	a := &job.Attempt{
 		Run: r.Run, Number: r.Attempt, Node: r.Node, Sheep: r.Holder, Began: r.ClaimedAt, Started: r.StartedAt, Ended: r.ChangedAt,

@@ -7,9 +7,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// Restore is the row of a record of another ledger, with its attempts as they are
-// kept and the event to record, nil for none; see ledger.Restorer. The Seq is the
-// other ledger's.
+// Restore returns the row of a record of another ledger, the attempts to keep, and the event
+// to record, nil for none; see ledger.Restorer. The Seq is the other ledger's.
 func Restore(s ledger.Saved, keep Retention, m Moment) (*Row, []job.Attempt, *job.Event) {
 	rec := s.Record
 	r := &Row{Record: rec}
@@ -55,7 +54,7 @@ func interruptedEvent(kind job.EventKind, cause job.Cause, a *job.Attempt) job.E
 	return e
 }
 
-// restoreRetention has the files kept for as long as was left.
+// restoreRetention keeps the files for the time that was left.
 func (r *Row) restoreRetention(rec job.Record, m Moment) {
 	switch {
 	case rec.FilesRemoved:

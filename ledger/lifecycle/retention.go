@@ -15,8 +15,8 @@ func (r *Row) keep(d time.Duration) {
 	}
 }
 
-// SetKept sets how long the files of a run that has ended are kept, unless they are
-// gone or their removal has begun.
+// SetKept sets how long the files of a run that has ended are kept, unless they are removed
+// or their removal has begun.
 func (r *Row) SetKept(k ledger.Kept) Change {
 	if r == nil || r.Run != k.Run || !r.State.Final() || r.Removal != NoRemoval || !r.RemovedAt.IsZero() {
 		return Change{}
@@ -27,9 +27,9 @@ func (r *Row) SetKept(k ledger.Kept) Change {
 	return Change{Made: r.KeptFor != before}
 }
 
-// BeginRemoval begins the removal of the files, and of the record where whole says
-// so. Needed says that a job that has not ended is after it. The error is
-// ledger.ErrNotFound, for a nil row or another run, ErrNotFinal or ErrNeeded.
+// BeginRemoval begins the removal of the files and, if whole is set, of the record. needed
+// says that a job that has not ended is after it. The error is ledger.ErrNotFound, for a nil
+// row or another run, ErrNotFinal or ErrNeeded.
 func (r *Row) BeginRemoval(run int, whole, needed bool) (Change, error) {
 	switch {
 	case r == nil, run != 0 && r.Run != run:
@@ -46,12 +46,13 @@ func (r *Row) BeginRemoval(run int, whole, needed bool) (Change, error) {
 	if r.Removal >= want {
 		return Change{}, nil
 	}
-	r.Removal, r.RemoveAge = want, 1 // before all that have not begun
+	r.Removal, r.RemoveAge = want, 1 // due before all removals that have not begun
 	r.ShowRetention()
 	return Change{Made: true}, nil
 }
 
-// EndRemoval says that the files are gone; gone says that the record goes, too.
+// EndRemoval ends a removal after the files were removed. gone says that the record is to
+// be removed, too.
 func (r *Row) EndRemoval(m Moment) (change Change, gone bool) {
 	if r == nil || r.Removal == NoRemoval {
 		return Change{}, false

@@ -1,7 +1,6 @@
-// Package lifecycle is the state machine of a job's record, as package ledger
-// describes it: what each operation makes of a Row, given the moment at which it
-// is made. It does no input or output. A ledger reads a Row, calls a method, and
-// keeps the Row and the Change that the method returned in one transaction.
+// Package lifecycle is the state machine of a job's record, as package ledger describes it:
+// each operation changes a Row at a given Moment. It does no input or output. A ledger reads
+// a Row, calls a method, and writes the Row and the returned Change in one transaction.
 package lifecycle
 
 import (
@@ -11,14 +10,15 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// How many attempts are kept with a job: the last ones of each of its last runs.
+// How many attempts are kept of a job: of each of the last KeepRuns runs the last
+// KeepAttempts.
 const (
 	KeepAttempts = 50
 	KeepRuns     = 10
 )
 
-// Row is a record and what a ledger keeps of it beside. It is queued, held or
-// ended; see package ledger.
+// Row is a record with the ledger's own fields. It is queued, held or ended; see package
+// ledger.
 type Row struct {
 	job.Record
 	Token     ledger.Token // of the claim that holds the job, 0 for none
@@ -37,7 +37,7 @@ type Row struct {
 // Removal says which removal of a job has begun.
 type Removal int
 
-// The removals, from the least to the most.
+// The removals. A later one includes the earlier ones.
 const (
 	NoRemoval Removal = iota
 	OfFiles
@@ -50,8 +50,8 @@ type Moment struct {
 	Age int64     // of the ledger
 }
 
-// Change is what an operation adds beside the row. The zero Change says that the
-// operation left the row as it was.
+// Change is what an operation adds to the ledger besides the row. The zero Change says that
+// the operation did not change the row.
 type Change struct {
 	Made    bool
 	Attempt *job.Attempt // that ended
@@ -72,7 +72,7 @@ func (r *Row) GiveUpAt() time.Time {
 	return r.WaitUntil
 }
 
-// ShowRetention sets what the Record tells of its files.
+// ShowRetention sets the fields of the Record about its files.
 func (r *Row) ShowRetention() {
 	r.Removing, r.FilesRemoved, r.KeptUntil = r.Removal != NoRemoval, !r.RemovedAt.IsZero(), r.RemovedAt
 	if r.KeptUntil.IsZero() && r.KeptFor > 0 && r.State.Final() {
@@ -80,11 +80,11 @@ func (r *Row) ShowRetention() {
 	}
 }
 
-// change sets the time of the change: now, or the time of the last one where the
-// clock went back since.
+// change sets the time of the change: now, or the time of the last change where the clock
+// went back since.
 func (r *Row) change(m Moment) { r.ChangedAt = latest(m.Now, r.ChangedAt) }
 
-// event is one of the row as it is now.
+// event returns e as an event of the row as it is now.
 func (r *Row) event(e job.Event) *job.Event {
 	e.At = r.ChangedAt
 	e.Job, e.Run, e.Model, e.Address, e.Tenant = r.ID, r.Run, r.Model, r.Sheep, r.Tenant

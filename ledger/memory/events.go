@@ -11,9 +11,12 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// eventLog are the last events, and how far each consumer of events has come. The first
-// event has the number 1.
-type eventLog struct {
+// eventLog reads events and keeps how far consumers of them have come.
+type eventLog struct{ *database }
+
+// eventBuffer has the last events and the checkpoints of consumers. The first event has the
+// number 1.
+type eventBuffer struct {
 	most        int // that are kept
 	kept        []job.Event
 	pruned      int64         // events that are no longer kept; they had the numbers 1 to pruned
@@ -21,12 +24,12 @@ type eventLog struct {
 	checkpoints map[string]job.Cursor
 }
 
-func newEventLog(most int) eventLog {
-	return eventLog{most: most, changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor)}
+func newEventBuffer(most int) eventBuffer {
+	return eventBuffer{most: most, changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor)}
 }
 
 // add keeps an event.
-func (e *eventLog) add(event job.Event) {
+func (e *eventBuffer) add(event job.Event) {
 	event.Cursor = cursor(e.latest() + 1)
 	e.kept = append(e.kept, event)
 	if excess := len(e.kept) - e.most; excess > 0 {
@@ -36,20 +39,20 @@ func (e *eventLog) add(event job.Event) {
 	e.wake()
 }
 
-// wake wakes those that wait for a change.
-func (e *eventLog) wake() {
+// wake wakes the readers that wait for an event.
+func (e *eventBuffer) wake() {
 	close(e.changed)
 	e.changed = make(chan struct{})
 }
 
 // latest is the number of the latest event.
-func (e *eventLog) latest() int64 { return e.pruned + int64(len(e.kept)) }
+func (e *eventBuffer) latest() int64 { return e.pruned + int64(len(e.kept)) }
 
 func cursor(number int64) job.Cursor { return job.Cursor(strconv.FormatInt(number, 10)) }
 
 // after returns up to limit events after the cursor that match, and the cursor to go on
 // with, or ledger.ErrEventsGone.
-func (e *eventLog) after(from job.Cursor, filter ledger.EventFilter, limit int) (events []job.Event, next job.Cursor, err error) {
+func (e *eventBuffer) after(from job.Cursor, filter ledger.EventFilter, limit int) (events []job.Event, next job.Cursor, err error) {
 	number := e.pruned
 	if from != "" {
 		if number, err = strconv.ParseInt(string(from), 10, 64); err != nil || number < e.pruned || number > e.latest() {
@@ -71,10 +74,10 @@ func (e *eventLog) after(from job.Cursor, filter ledger.EventFilter, limit int) 
 }
 
 // Now implements ledger.Ledger.
-func (l *Ledger) Now(ctx context.Context) (job.Cursor, error) {
+func (e *eventLog) Now(ctx context.Context) (job.Cursor, error) {
 	var now job.Cursor
-	err := l.call(ctx, "look up the latest event", func() error {
-		now = cursor(l.events.latest())
+	err := e.call(ctx, "look up the latest event", func() error {
+		now = cursor(e.events.latest())
 		return nil
 	})
 	return now, err
@@ -82,23 +85,23 @@ func (l *Ledger) Now(ctx context.Context) (job.Cursor, error) {
 
 // Events implements ledger.Ledger. Asked for no event at all, it answers an error
 // of class errdefs.ErrInternal.
-func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) (events []job.Event, next job.Cursor, err error) {
+func (e *eventLog) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) (events []job.Event, next job.Cursor, err error) {
 	if limit < 1 {
 		return nil, "", fmt.Errorf("read events: a page of %d events: %w", limit, errdefs.ErrInternal)
 	}
-	err = l.call(ctx, "read the events after "+string(after), func() (err error) {
-		events, next, err = l.events.after(after, filter, limit)
+	err = e.call(ctx, "read the events after "+string(after), func() (err error) {
+		events, next, err = e.events.after(after, filter, limit)
 		return err
 	})
 	return events, next, err
 }
 
 // Checkpoint implements ledger.Ledger.
-func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
+func (e *eventLog) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
 	var kept job.Cursor
-	err := l.call(ctx, "look up the checkpoint of "+consumer, func() error {
+	err := e.call(ctx, "look up the checkpoint of "+consumer, func() error {
 		var ok bool
-		if kept, ok = l.events.checkpoints[consumer]; !ok {
+		if kept, ok = e.events.checkpoints[consumer]; !ok {
 			return ledger.ErrNotFound
 		}
 		return nil
@@ -107,9 +110,9 @@ func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, e
 }
 
 // SetCheckpoint implements ledger.Ledger.
-func (l *Ledger) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
-	return l.call(ctx, "keep the checkpoint of "+consumer, func() error {
-		l.events.checkpoints[consumer] = at
+func (e *eventLog) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
+	return e.call(ctx, "keep the checkpoint of "+consumer, func() error {
+		e.events.checkpoints[consumer] = at
 		return nil
 	})
 }

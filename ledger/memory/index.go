@@ -10,8 +10,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// index is what finds records without a look at all of them. It is brought up to date with
-// each change of a record.
+// index finds records without reading all of them. Each change of a record updates it.
 type index struct {
 	byID      map[job.ID]*record
 	waiting   map[groupKey]*group
@@ -24,17 +23,17 @@ type index struct {
 	queued    map[string]int // by tenant
 }
 
-// indexed is how a record stands in the index.
+// indexed is the state of a record in the index.
 type indexed struct {
 	state   job.State
-	waits   bool      // it is claimable
-	listed  bool      // it is in its group's list
+	waits   bool      // claimable
+	listed  bool      // in its group's list
 	held    heldKey   // where claimed is not zero
 	claimed time.Time // by whoever holds it
-	timer   time.Time // when something becomes due
+	timer   time.Time // when the record is due
 }
 
-// groupKey is what jobs have in common among which a slot takes the oldest.
+// groupKey is the key of jobs of which a slot takes the oldest first.
 type groupKey struct {
 	priority int
 	model    job.Model
@@ -45,7 +44,7 @@ type groupKey struct {
 // group is the claimable jobs with a key.
 type group struct {
 	jobs int
-	list []*record // by Seq, with some that are claimable no more
+	list []*record // by Seq, including some that are no longer claimable
 }
 
 type heldKey struct {
@@ -69,18 +68,18 @@ func newIndex() index {
 
 func (r *record) group() groupKey { return groupKey{r.Priority, r.Model, r.Sheep, r.Tenant} }
 
-// enter takes a new record in.
-func (l *Ledger) enter(r *record) {
-	l.index.byID[r.ID] = r
+// enter adds a new record to the index.
+func (d *database) enter(r *record) {
+	d.index.byID[r.ID] = r
 	for _, id := range r.After {
-		l.index.after[id] = append(l.index.after[id], r)
+		d.index.after[id] = append(d.index.after[id], r)
 	}
-	l.update(r)
+	d.update(r)
 }
 
-// leave forgets a record.
-func (l *Ledger) leave(r *record) {
-	x := &l.index
+// leave removes a record from the index.
+func (d *database) leave(r *record) {
+	x := &d.index
 	if x.byID[r.ID] == r {
 		delete(x.byID, r.ID)
 	}
@@ -89,14 +88,14 @@ func (l *Ledger) leave(r *record) {
 	r.at.timer = time.Time{}
 }
 
-// update takes over how a record is now.
-func (l *Ledger) update(r *record) {
-	x := &l.index
+// update updates the index after a change of a record.
+func (d *database) update(r *record) {
+	x := &d.index
 	x.count(r, r.State)
 	if waits := r.Claimable(); waits != r.at.waits {
 		x.wait(r, waits)
 	}
-	l.hold(r)
+	d.hold(r)
 	if r.RemoveAge > 0 {
 		x.removable[r] = struct{}{}
 	} else {
@@ -109,7 +108,7 @@ func (l *Ledger) update(r *record) {
 	}
 }
 
-// count counts a record by its state; empty for one that is there no more.
+// count counts a record by its state, which is empty for a removed record.
 func (x *index) count(r *record, state job.State) {
 	was := r.at.state
 	if was == state {
@@ -130,7 +129,7 @@ func (x *index) count(r *record, state job.State) {
 	r.at.state = state
 }
 
-// wait has a job be claimable, or not.
+// wait adds a job to the claimable ones, or removes it.
 func (x *index) wait(r *record, waits bool) {
 	r.at.waits = waits
 	key := r.group()
@@ -157,7 +156,7 @@ func (x *index) wait(r *record, waits bool) {
 	g.list = slices.Insert(g.list, i, r)
 }
 
-// oldest is the first that is claimable; there is one.
+// oldest returns the first claimable job. The group has one.
 func (g *group) oldest() *record {
 	for !g.list[0].at.waits {
 		g.list[0].at.listed = false
@@ -166,9 +165,9 @@ func (g *group) oldest() *record {
 	return g.list[0]
 }
 
-// hold takes over who holds a job.
-func (l *Ledger) hold(r *record) {
-	x := &l.index
+// hold updates the sums of held jobs.
+func (d *database) hold(r *record) {
+	x := &d.index
 	var claimed time.Time
 	if r.Token != 0 {
 		claimed = r.ClaimedAt
@@ -178,7 +177,7 @@ func (l *Ledger) hold(r *record) {
 	}
 	if !r.at.claimed.IsZero() {
 		sum := x.heldOf[r.at.held]
-		sum.claimed -= r.at.claimed.Sub(l.began)
+		sum.claimed -= r.at.claimed.Sub(d.clock.began)
 		if sum.jobs--; sum.jobs == 0 {
 			delete(x.heldOf, r.at.held)
 		}
@@ -195,10 +194,10 @@ func (l *Ledger) hold(r *record) {
 		x.heldOf[r.at.held] = sum
 	}
 	sum.jobs++
-	sum.claimed += claimed.Sub(l.began)
+	sum.claimed += claimed.Sub(d.clock.began)
 }
 
-// dueAt is when the job becomes claimable, or is given up; zero for never.
+// dueAt is when the job becomes claimable or fails; zero for never.
 func (r *record) dueAt() time.Time {
 	at := r.GiveUpAt()
 	if r.Delayed && !r.Blocked && (at.IsZero() || r.NotBefore.Before(at)) {
@@ -207,7 +206,7 @@ func (r *record) dueAt() time.Time {
 	return at
 }
 
-// timer is a time at which something becomes due, unless the record has another since.
+// timer is the time at which a record is due, unless the record has another by now.
 type timer struct {
 	at time.Time
 	of *record
@@ -229,7 +228,8 @@ func (t *timers) Pop() any {
 	return last
 }
 
-// due takes the records out whose time has come, and is the next time; zero for none.
+// due removes and returns the records whose time has come, and returns the next time; zero
+// for none.
 func (t *timers) due(now time.Time) (due []*record, next time.Time) {
 	for len(*t) > 0 {
 		first := (*t)[0]

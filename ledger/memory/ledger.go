@@ -1,17 +1,14 @@
-// Package memory keeps a ledger in this process's memory, for simulations. It
-// keeps every promise of package ledger but one: what it keeps ends with the
-// process.
+// Package memory keeps a ledger in the memory of the process, for simulations. It fulfils
+// the contract of package ledger, except that its records end with the process.
 //
-// A Ledger has no goroutine but a timer's, and holds its lock for no call to
-// anyone, so it may be used in a bubble of testing/synctest.
+// A Ledger has no goroutine but a timer's, and never waits while it holds its lock, so it
+// may be used in a bubble of testing/synctest.
 package memory
 
 import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -21,7 +18,7 @@ import (
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// What a zero field of Config stands for.
+// Defaults of the fields of Config.
 const (
 	DefaultKeepJobs    = 100_000
 	DefaultEventNumber = 200_000
@@ -39,37 +36,19 @@ type Config struct {
 	// Retention is how long the files of a run that ends are kept, 0 for ever; nil
 	// keeps all.
 	Retention func(job.Record) time.Duration
-	// Policy bounds what is held.
+	// Policy limits which jobs may be held at the same time.
 	Policy ledger.Policy
 }
 
-// Ledger is a ledger.Ledger in memory.
+// Ledger is a ledger.Ledger in memory: its parts, and the changes of jobs.
 type Ledger struct {
+	*database
 	*records
-	closed bool
+	*eventLog
+	*uploads
+	*deliveries
+
 	leases map[string]*lease
-	timer  *time.Timer // nil where no job waits for a time
-	armed  time.Time   // when it fires, by the process's clock
-}
-
-// records are what a ledger keeps; those that are opened one after another share
-// them.
-type records struct {
-	cfg Config
-
-	mu       sync.Mutex
-	began    time.Time // of which the age is counted
-	age      int64     // the last that was given out
-	seq      int64
-	token    ledger.Token
-	jobs     []*record // by Seq
-	expireAt int       // the number of ended records at which expire runs next
-	index    index
-	attempts map[job.ID][]job.Attempt
-	events   eventLog
-	used     map[string]lifecycle.Account // by tenant; see Config.Policy
-	webhooks webhooks
-	uploads  map[job.ID]*upload
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -82,9 +61,9 @@ func New(cfg Config) *Ledger {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return open(&records{
-		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt),
-		events:   newEventLog(cfg.EventNumber),
+	return open(&contents{
+		cfg: cfg, clock: ageClock{began: time.Now()}, attempts: make(map[job.ID][]job.Attempt),
+		events:   newEventBuffer(cfg.EventNumber),
 		index:    newIndex(),
 		used:     make(map[string]lifecycle.Account),
 		webhooks: webhooks{ofRuns: make(map[ledger.JobRun]*runWebhook)},
@@ -92,64 +71,18 @@ func New(cfg Config) *Ledger {
 	})
 }
 
-func open(r *records) *Ledger {
-	l := &Ledger{records: r, leases: make(map[string]*lease)}
+// open opens a ledger with the contents.
+func open(c *contents) *Ledger {
+	d := &database{contents: c}
+	l := &Ledger{
+		database: d, records: &records{d}, eventLog: &eventLog{d}, uploads: &uploads{d}, deliveries: &deliveries{d},
+		leases: make(map[string]*lease),
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.runTimers()
 	return l
 }
-
-// call runs do as a call of the ledger: alone, after what has become due by itself.
-func (l *Ledger) call(ctx context.Context, doing string, do func() error) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	err := ctx.Err()
-	if err == nil && l.closed {
-		err = errClosed
-	}
-	if err == nil {
-		l.runTimers()
-		err = do()
-		l.runTimers()
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", doing, err)
-	}
-	return nil
-}
-
-// change is call for a change of one record, which it returns as it is then.
-func (l *Ledger) change(ctx context.Context, doing string, do func(m lifecycle.Moment) (*record, error)) (job.Record, error) {
-	var changed job.Record
-	err := l.call(ctx, doing, func() error {
-		r, err := do(l.moment())
-		if err == nil {
-			changed = r.copy()
-		}
-		return err
-	})
-	return changed, err
-}
-
-// moment is the time as records keep it, and the ledger's age by the process's clock, in
-// which no two moments are the same.
-func (l *Ledger) moment() lifecycle.Moment {
-	const first = 1_000_000 // after any that stands for never, or at once
-	l.age = max(l.age+1, first+time.Since(l.began).Microseconds())
-	return lifecycle.Moment{Now: lifecycle.KeptTime(l.cfg.Now()), Age: l.age}
-}
-
-// copy is the record as a caller gets it: nothing of it changes any more.
-func (r *record) copy() job.Record {
-	rec := r.Record
-	rec.Limits = rec.Limits.Clone()
-	rec.Warnings = slices.Clone(rec.Warnings)
-	return rec
-}
-
-// find is the record of a job; nil for none.
-func (l *Ledger) find(id job.ID) *record { return l.index.byID[id] }
 
 // Close implements ledger.Ledger.
 func (l *Ledger) Close() error {
@@ -169,8 +102,7 @@ func (l *Ledger) Close() error {
 	return nil
 }
 
-// lease is a node's; it is lost to a later one of the same node, or with the
-// ledger.
+// lease is a node's. It is lost when the same node joins again or the ledger is closed.
 type lease struct {
 	ledger *Ledger
 	node   string

@@ -20,13 +20,13 @@ func TestLedger(t *testing.T) {
 // harness opens ledgers over the same records.
 type harness struct {
 	cfg  Config
-	kept *records
+	kept *contents
 }
 
 func (h *harness) Open(t testing.TB) ledger.Ledger {
 	if h.kept == nil {
 		l := New(h.cfg)
-		h.kept = l.records
+		h.kept = l.contents
 		t.Cleanup(func() { l.Close() })
 		return l
 	}

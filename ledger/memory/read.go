@@ -14,11 +14,14 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
+// records reads and counts the records of jobs and their attempts.
+type records struct{ *database }
+
 // Get implements ledger.Ledger.
-func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
+func (rs *records) Get(ctx context.Context, id job.ID) (job.Record, error) {
 	var rec job.Record
-	err := l.call(ctx, "look up job "+string(id), func() error {
-		r := l.find(id)
+	err := rs.call(ctx, "look up job "+string(id), func() error {
+		r := rs.find(id)
 		if r == nil {
 			return ledger.ErrNotFound
 		}
@@ -29,11 +32,11 @@ func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
 }
 
 // Attempts implements ledger.Ledger.
-func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
+func (rs *records) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
 	var attempts []job.Attempt
-	err := l.call(ctx, "list the attempts of job "+string(id), func() error {
-		attempts = slices.Clone(l.attempts[id])
-		if r := l.find(id); r != nil && r.Token != 0 {
+	err := rs.call(ctx, "list the attempts of job "+string(id), func() error {
+		attempts = slices.Clone(rs.attempts[id])
+		if r := rs.find(id); r != nil && r.Token != 0 {
 			attempts = append(attempts, r.attempt())
 		}
 		return nil
@@ -42,11 +45,11 @@ func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 }
 
 // LastAttempts implements ledger.Ledger.
-func (l *Ledger) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
+func (rs *records) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
 	last := make(map[job.ID]job.Attempt, len(jobs))
-	err := l.call(ctx, "list the last attempts of jobs", func() error {
+	err := rs.call(ctx, "list the last attempts of jobs", func() error {
 		for _, id := range jobs {
-			if ended := l.attempts[id]; len(ended) > 0 {
+			if ended := rs.attempts[id]; len(ended) > 0 {
 				last[id] = ended[len(ended)-1]
 			}
 		}
@@ -56,10 +59,10 @@ func (l *Ledger) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]jo
 }
 
 // Held implements ledger.Ledger.
-func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
+func (rs *records) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
 	var claims []ledger.Claim
-	err := l.call(ctx, "list the jobs held by node "+node, func() error {
-		for r := range l.index.held {
+	err := rs.call(ctx, "list the jobs held by node "+node, func() error {
+		for r := range rs.index.held {
 			if r.Node == node {
 				claims = append(claims, ledger.Claim{Record: r.copy(), Token: r.Token})
 			}
@@ -72,17 +75,17 @@ func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) 
 
 // List implements ledger.Ledger. Asked for no record at all, it answers an error
 // of class errdefs.ErrInternal.
-func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error) {
+func (rs *records) List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error) {
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("list jobs: a page of %d records: %w", limit, errdefs.ErrInternal)
 	}
 	var page []job.Record
 	var next int64
-	err := l.call(ctx, "list jobs", func() error {
-		for i := range l.jobs {
-			r := l.jobs[i]
+	err := rs.call(ctx, "list jobs", func() error {
+		for i := range rs.jobs {
+			r := rs.jobs[i]
 			if filter.Newest {
-				r = l.jobs[len(l.jobs)-1-i]
+				r = rs.jobs[len(rs.jobs)-1-i]
 			}
 			if cursor != 0 && (filter.Newest && r.Seq > cursor || !filter.Newest && r.Seq < cursor) || !matches(r, filter) {
 				continue
@@ -117,10 +120,10 @@ func matches(r *record, filter ledger.Filter) bool {
 }
 
 // Position implements ledger.Ledger.
-func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error) {
+func (rs *records) Position(ctx context.Context, id job.ID, most int) (int, error) {
 	position := 0
-	err := l.call(ctx, "look up the position of job "+string(id), func() error {
-		r := l.find(id)
+	err := rs.call(ctx, "look up the position of job "+string(id), func() error {
+		r := rs.find(id)
 		switch {
 		case r == nil:
 			return ledger.ErrNotFound
@@ -128,7 +131,7 @@ func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error)
 			return nil
 		}
 		position = 1
-		for _, other := range l.jobs {
+		for _, other := range rs.jobs {
 			if other.Claimable() && (other.Sheep == "" || other.Sheep == r.Sheep) &&
 				(other.Priority > r.Priority || other.Priority == r.Priority && other.Seq < r.Seq) {
 				position++
@@ -141,10 +144,10 @@ func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error)
 }
 
 // Count implements ledger.Ledger. It has every state, also those of no record.
-func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
+func (rs *records) Count(ctx context.Context) (ledger.Counts, error) {
 	counts := ledger.Counts{job.Queued: 0, job.Processing: 0, job.Done: 0, job.Failed: 0, job.Cancelled: 0}
-	err := l.call(ctx, "count jobs", func() error {
-		for state, n := range l.index.counts {
+	err := rs.call(ctx, "count jobs", func() error {
+		for state, n := range rs.index.counts {
 			counts[state] = n
 		}
 		return nil
@@ -156,15 +159,15 @@ func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
 }
 
 // Waiting implements ledger.Ledger.
-func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
+func (rs *records) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
 	type kind struct {
 		model   job.Model
 		address string
 	}
 	groups := make(map[kind]ledger.Waiting)
 	oldest := make(map[kind]int64)
-	err := l.call(ctx, "look up the waiting jobs", func() error {
-		for key, g := range l.index.waiting {
+	err := rs.call(ctx, "look up the waiting jobs", func() error {
+		for key, g := range rs.index.waiting {
 			of, r := kind{key.model, key.address}, g.oldest()
 			w, ok := groups[of]
 			if !ok || r.Seq < oldest[of] {

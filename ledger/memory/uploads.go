@@ -13,6 +13,9 @@ import (
 
 var _ ledger.Uploads = (*Ledger)(nil)
 
+// uploads are the places in storage that are reserved for jobs which are not submitted yet.
+type uploads struct{ *database }
+
 // upload is a reservation and the ledger's age when its time is over; 1 where its removal
 // has begun.
 type upload struct {
@@ -26,7 +29,7 @@ func (u *upload) copy() job.Upload {
 	return kept
 }
 
-// keep keeps the reservation for some time from m on.
+// keep extends the reservation to a time from m on.
 func (u *upload) keep(m lifecycle.Moment, d time.Duration) {
 	if due := m.Age + d.Microseconds(); due > u.due {
 		u.due, u.Expires = due, m.Now.Add(d.Truncate(time.Microsecond))
@@ -34,26 +37,26 @@ func (u *upload) keep(m lifecycle.Moment, d time.Duration) {
 }
 
 // ReserveUpload implements ledger.Uploads.
-func (l *Ledger) ReserveUpload(ctx context.Context, reserve job.Upload, keep time.Duration) (job.Upload, error) {
+func (p *uploads) ReserveUpload(ctx context.Context, reserve job.Upload, keep time.Duration) (job.Upload, error) {
 	var kept job.Upload
-	err := l.call(ctx, "reserve the place of job "+string(reserve.ID), func() error {
-		if l.uploads[reserve.ID] != nil || l.find(reserve.ID) != nil {
+	err := p.call(ctx, "reserve the place of job "+string(reserve.ID), func() error {
+		if p.uploads[reserve.ID] != nil || p.find(reserve.ID) != nil {
 			return ledger.ErrExists
 		}
-		m := l.moment()
+		m := p.moment()
 		u := &upload{Upload: job.Upload{ID: reserve.ID, Tenant: reserve.Tenant, Created: m.Now, Files: slices.Clone(reserve.Files)}}
 		u.keep(m, keep)
-		l.uploads[u.ID], kept = u, u.copy()
+		p.uploads[u.ID], kept = u, u.copy()
 		return nil
 	})
 	return kept, err
 }
 
 // KeepUpload implements ledger.Uploads.
-func (l *Ledger) KeepUpload(ctx context.Context, of job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
+func (p *uploads) KeepUpload(ctx context.Context, of job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
 	var kept job.Upload
-	err := l.call(ctx, "keep the place of job "+string(of.ID), func() error {
-		u := l.uploads[of.ID]
+	err := p.call(ctx, "keep the place of job "+string(of.ID), func() error {
+		u := p.uploads[of.ID]
 		switch {
 		case u == nil, !u.Created.Equal(of.Created):
 			return ledger.ErrNotFound
@@ -63,7 +66,7 @@ func (l *Ledger) KeepUpload(ctx context.Context, of job.Upload, files []job.Uplo
 		if files != nil && !u.PartsBegun() {
 			u.Files = slices.Clone(files)
 		}
-		u.keep(l.moment(), keep)
+		u.keep(p.moment(), keep)
 		kept = u.copy()
 		return nil
 	})
@@ -71,10 +74,10 @@ func (l *Ledger) KeepUpload(ctx context.Context, of job.Upload, files []job.Uplo
 }
 
 // Upload implements ledger.Uploads.
-func (l *Ledger) Upload(ctx context.Context, id job.ID) (job.Upload, error) {
+func (p *uploads) Upload(ctx context.Context, id job.ID) (job.Upload, error) {
 	var found job.Upload
-	err := l.call(ctx, "look for the place of job "+string(id), func() error {
-		u := l.uploads[id]
+	err := p.call(ctx, "look for the place of job "+string(id), func() error {
+		u := p.uploads[id]
 		if u == nil {
 			return ledger.ErrNotFound
 		}
@@ -85,11 +88,11 @@ func (l *Ledger) Upload(ctx context.Context, id job.ID) (job.Upload, error) {
 }
 
 // DueUploads implements ledger.Uploads.
-func (l *Ledger) DueUploads(ctx context.Context, limit int) (due []job.Upload, next time.Duration, err error) {
-	err = l.call(ctx, "look for uploads to remove", func() error {
-		age := l.moment().Age
+func (p *uploads) DueUploads(ctx context.Context, limit int) (due []job.Upload, next time.Duration, err error) {
+	err = p.call(ctx, "look for uploads to remove", func() error {
+		age := p.moment().Age
 		var all []*upload
-		for _, u := range l.uploads {
+		for _, u := range p.uploads {
 			all = append(all, u)
 		}
 		slices.SortFunc(all, func(a, b *upload) int { return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.ID, b.ID)) })
@@ -106,11 +109,11 @@ func (l *Ledger) DueUploads(ctx context.Context, limit int) (due []job.Upload, n
 }
 
 // BeginUploadRemoval implements ledger.Uploads.
-func (l *Ledger) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (job.Upload, error) {
+func (p *uploads) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (job.Upload, error) {
 	var begun job.Upload
-	err := l.call(ctx, "begin the removal of the upload of job "+string(id), func() error {
-		u := l.uploads[id]
-		if u == nil || due && u.due > l.moment().Age {
+	err := p.call(ctx, "begin the removal of the upload of job "+string(id), func() error {
+		u := p.uploads[id]
+		if u == nil || due && u.due > p.moment().Age {
 			return ledger.ErrNotFound
 		}
 		u.Removing, u.due = true, 1
@@ -121,18 +124,19 @@ func (l *Ledger) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (j
 }
 
 // EndUploadRemoval implements ledger.Uploads.
-func (l *Ledger) EndUploadRemoval(ctx context.Context, id job.ID) error {
-	return l.call(ctx, "end the removal of the upload of job "+string(id), func() error {
-		if u := l.uploads[id]; u != nil && u.Removing {
-			delete(l.uploads, id)
+func (p *uploads) EndUploadRemoval(ctx context.Context, id job.ID) error {
+	return p.call(ctx, "end the removal of the upload of job "+string(id), func() error {
+		if u := p.uploads[id]; u != nil && u.Removing {
+			delete(p.uploads, id)
 		}
 		return nil
 	})
 }
 
-// mayEnd reports whether a new record may take the place that is reserved for its id.
-func (l *Ledger) mayEnd(rec job.Record) error {
-	u := l.uploads[rec.ID]
+// checkUpload returns the error with which a new record is refused because of the
+// reservation of its id.
+func (d *database) checkUpload(rec job.Record) error {
+	u := d.uploads[rec.ID]
 	switch {
 	case u == nil:
 		return nil

@@ -16,6 +16,9 @@ import (
 
 var _ ledger.Webhooks = (*Ledger)(nil)
 
+// deliveries are the webhooks of jobs and the messages for their receivers.
+type deliveries struct{ *database }
+
 // webhooks are the webhooks of runs, and the messages for receivers.
 type webhooks struct {
 	ofRuns     map[ledger.JobRun]*runWebhook
@@ -34,7 +37,7 @@ type delivery struct {
 	settledAge int64 // the ledger's age when it was settled, 0 before
 }
 
-// add keeps the webhook that a run was created with.
+// add adds the webhook of a new run.
 func (w *webhooks) add(r *record, webhook job.Webhook) {
 	if !webhook.IsZero() {
 		w.ofRuns[ledger.JobRun{Job: r.ID, Run: r.Run}] = &runWebhook{Webhook: webhook}
@@ -71,11 +74,11 @@ func (w *webhooks) find(id string) *delivery {
 }
 
 // JobWebhooks implements ledger.Webhooks.
-func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
+func (ds *deliveries) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
 	found := map[ledger.JobRun]job.Webhook{}
-	err := l.call(ctx, "look up webhooks of jobs", func() error {
+	err := ds.call(ctx, "look up webhooks of jobs", func() error {
 		for _, run := range runs {
-			if webhook := l.webhooks.ofRuns[run]; webhook != nil {
+			if webhook := ds.webhooks.ofRuns[run]; webhook != nil {
 				found[run] = webhook.Webhook
 			}
 		}
@@ -88,32 +91,32 @@ func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[led
 }
 
 // QueueDeliveries implements ledger.Webhooks.
-func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
+func (ds *deliveries) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
 	moved := false
-	err := l.call(ctx, "queue messages for receivers of webhooks", func() error {
-		if moved = l.events.checkpoints[consumer] == from; !moved {
+	err := ds.call(ctx, "queue messages for receivers of webhooks", func() error {
+		if moved = ds.events.checkpoints[consumer] == from; !moved {
 			return nil
 		}
-		l.events.checkpoints[consumer] = to
-		now := l.moment().Now
+		ds.events.checkpoints[consumer] = to
+		now := ds.moment().Now
 		for _, m := range messages {
-			if l.webhooks.find(m.ID) != nil {
+			if ds.webhooks.find(m.ID) != nil {
 				continue
 			}
 			d := &delivery{Delivery: m}
 			d.State, d.Created, d.Began, d.Payload = job.DeliveryWaiting, now, now, slices.Clone(m.Payload)
-			if l.webhooks.first(m.Receiver, m.Job) == nil {
+			if ds.webhooks.first(m.Receiver, m.Job) == nil {
 				d.Due = now
 			}
-			l.webhooks.last++
-			d.Seq = l.webhooks.last
-			l.webhooks.deliveries = append(l.webhooks.deliveries, d)
+			ds.webhooks.last++
+			d.Seq = ds.webhooks.last
+			ds.webhooks.deliveries = append(ds.webhooks.deliveries, d)
 		}
 		for _, run := range complete {
-			if webhook := l.webhooks.ofRuns[run]; webhook != nil {
+			if webhook := ds.webhooks.ofRuns[run]; webhook != nil {
 				webhook.complete = true
-				if r := l.find(run.Job); r == nil || r.Run != run.Run {
-					delete(l.webhooks.ofRuns, run)
+				if r := ds.find(run.Job); r == nil || r.Run != run.Run {
+					delete(ds.webhooks.ofRuns, run)
 				}
 			}
 		}
@@ -123,11 +126,11 @@ func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to 
 }
 
 // ClaimDeliveries implements ledger.Webhooks.
-func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) (due []job.Delivery, next time.Duration, err error) {
-	err = l.call(ctx, "claim messages for receivers of webhooks", func() error {
-		now := l.moment().Now
+func (ds *deliveries) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) (due []job.Delivery, next time.Duration, err error) {
+	err = ds.call(ctx, "claim messages for receivers of webhooks", func() error {
+		now := ds.moment().Now
 		var waiting []*delivery
-		for _, d := range l.webhooks.deliveries {
+		for _, d := range ds.webhooks.deliveries {
 			if !d.Due.IsZero() && !slices.Contains(except, d.Receiver) {
 				waiting = append(waiting, d)
 			}
@@ -151,20 +154,20 @@ func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string
 }
 
 // SettleDelivery implements ledger.Webhooks.
-func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result ledger.DeliveryResult) error {
-	return l.call(ctx, "settle message "+id, func() error {
-		d := l.webhooks.find(id)
+func (ds *deliveries) SettleDelivery(ctx context.Context, id string, try int, result ledger.DeliveryResult) error {
+	return ds.call(ctx, "settle message "+id, func() error {
+		d := ds.webhooks.find(id)
 		if d == nil || d.Tries != try || d.State != job.DeliveryWaiting {
 			return nil
 		}
-		m := l.moment()
+		m := ds.moment()
 		d.Status, d.Problem = result.Status, ledger.ClipProblem(result.Problem)
 		if result.State == job.DeliveryWaiting {
 			d.Due = m.Now.Add(max(result.Pause.Truncate(time.Microsecond), time.Microsecond))
 			return nil
 		}
 		d.State, d.Due, d.Settled, d.settledAge = result.State, time.Time{}, m.Now, m.Age
-		if first := l.webhooks.first(d.Receiver, d.Job); !d.again && first != nil && first.Due.IsZero() {
+		if first := ds.webhooks.first(d.Receiver, d.Job); !d.again && first != nil && first.Due.IsZero() {
 			first.Due, first.Began = m.Now, m.Now
 		}
 		return nil
@@ -172,16 +175,16 @@ func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result 
 }
 
 // Redeliver implements ledger.Webhooks.
-func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
+func (ds *deliveries) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
 	var again job.Delivery
-	err := l.call(ctx, "deliver message "+id+" again", func() error {
-		d := l.webhooks.find(id)
+	err := ds.call(ctx, "deliver message "+id+" again", func() error {
+		d := ds.webhooks.find(id)
 		if d == nil || tenant != "" && d.Tenant != tenant {
 			return ledger.ErrNoDelivery
 		}
 		waiting := d.State == job.DeliveryWaiting
 		if !waiting || !d.Due.IsZero() {
-			now := l.moment().Now
+			now := ds.moment().Now
 			d.State, d.Due, d.Began, d.Settled, d.settledAge, d.Tries = job.DeliveryWaiting, now, now, time.Time{}, 0, 0
 			d.again = d.again || !waiting
 		}
@@ -193,13 +196,13 @@ func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery
 }
 
 // Deliveries implements ledger.Webhooks.
-func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) (listed []job.Delivery, next int64, err error) {
+func (ds *deliveries) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) (listed []job.Delivery, next int64, err error) {
 	const doing = "list messages for receivers of webhooks"
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("%s: a page of %d: %w", doing, limit, errdefs.ErrInternal)
 	}
-	err = l.call(ctx, doing, func() error {
-		for _, d := range slices.Backward(l.webhooks.deliveries) {
+	err = ds.call(ctx, doing, func() error {
+		for _, d := range slices.Backward(ds.webhooks.deliveries) {
 			if cursor > 0 && d.Seq > cursor || !filter.Match(d.Delivery) {
 				continue
 			}
@@ -217,9 +220,9 @@ func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, curs
 }
 
 // Undelivered implements ledger.Webhooks.
-func (l *Ledger) Undelivered(ctx context.Context) (waiting []ledger.Backlog, err error) {
-	err = l.call(ctx, "count messages for receivers of webhooks", func() error {
-		for _, d := range l.webhooks.deliveries {
+func (ds *deliveries) Undelivered(ctx context.Context) (waiting []ledger.Backlog, err error) {
+	err = ds.call(ctx, "count messages for receivers of webhooks", func() error {
+		for _, d := range ds.webhooks.deliveries {
 			if d.State != job.DeliveryWaiting {
 				continue
 			}
@@ -240,14 +243,14 @@ func (l *Ledger) Undelivered(ctx context.Context) (waiting []ledger.Backlog, err
 }
 
 // ExpireDeliveries implements ledger.Webhooks.
-func (l *Ledger) ExpireDeliveries(ctx context.Context, age time.Duration, keep, limit int) (gone int, err error) {
-	err = l.call(ctx, "remove messages for receivers of webhooks", func() error {
-		oldest := l.moment().Age - age.Microseconds()
-		settled := slices.Clone(l.webhooks.deliveries)
+func (ds *deliveries) ExpireDeliveries(ctx context.Context, age time.Duration, keep, limit int) (gone int, err error) {
+	err = ds.call(ctx, "remove messages for receivers of webhooks", func() error {
+		oldest := ds.moment().Age - age.Microseconds()
+		settled := slices.Clone(ds.webhooks.deliveries)
 		slices.SortStableFunc(settled, func(a, b *delivery) int { return cmp.Compare(a.settledAge, b.settledAge) })
 		for _, d := range settled {
-			if gone < limit && d.settledAge > 0 && (d.settledAge < oldest || d.Seq <= l.webhooks.last-int64(keep)) {
-				l.webhooks.deliveries = slices.DeleteFunc(l.webhooks.deliveries, func(other *delivery) bool { return other == d })
+			if gone < limit && d.settledAge > 0 && (d.settledAge < oldest || d.Seq <= ds.webhooks.last-int64(keep)) {
+				ds.webhooks.deliveries = slices.DeleteFunc(ds.webhooks.deliveries, func(other *delivery) bool { return other == d })
 				gone++
 			}
 		}

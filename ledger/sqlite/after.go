@@ -8,8 +8,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// ending notes the blocked jobs that are after one that ends.
-func (t *tx) ending(id job.ID) error {
+// noteDependents adds the jobs that are after one that ends to those to unblock.
+func (t *tx) noteDependents(id job.ID) error {
 	if t.blocked <= 0 && !t.w.tally.anyBlocked() {
 		return nil
 	}
@@ -18,24 +18,24 @@ func (t *tx) ending(id job.ID) error {
 		if err := scan(&seq); err != nil {
 			return err
 		}
-		t.unsettled = append(t.unsettled, seq)
+		t.toUnblock = append(t.toUnblock, seq)
 		return nil
-	}, t.do.dependents, string(id))
+	}, t.stmts.dependents, string(id))
 }
 
-// settle makes blocked jobs claimable, or fails them, where what they are after has ended
-// in this transaction; and so on.
-func (t *tx) settle() error {
-	for len(t.unsettled) > 0 {
-		seqs := slices.Compact(slices.Sorted(slices.Values(t.unsettled)))
-		t.unsettled = nil
+// unblock makes blocked jobs claimable, or fails them, where the jobs that they are after
+// have ended in this transaction. A job that fails by this may end others in turn.
+func (t *tx) unblock() error {
+	for len(t.toUnblock) > 0 {
+		seqs := slices.Compact(slices.Sorted(slices.Values(t.toUnblock)))
+		t.toUnblock = nil
 		for _, seq := range seqs {
 			r, err := t.bySeq(seq)
 			if errors.Is(err, ledger.ErrNotFound) || err == nil && !r.Blocked {
 				continue
 			}
 			if err == nil {
-				err = t.settleOne(r)
+				err = t.unblockOne(r)
 			}
 			if err != nil {
 				return err
@@ -45,7 +45,7 @@ func (t *tx) settle() error {
 	return nil
 }
 
-func (t *tx) settleOne(r *row) error {
+func (t *tx) unblockOne(r *row) error {
 	var unread error
 	change := r.Unblock(func(id job.ID) job.State {
 		other, err := t.byID(id)
@@ -61,5 +61,5 @@ func (t *tx) settleOne(r *row) error {
 	if unread != nil {
 		return unread
 	}
-	return t.made(r, change)
+	return t.writeChange(r, change)
 }

@@ -4,25 +4,24 @@ import "time"
 
 // # Age
 //
-// What is kept for a bounded time is not aged by the wall clock: one that jumps
-// forward by a year would delete the history. The ledger has an age of its own,
-// in microseconds. It grows by the monotonic clock while the ledger is open, and
-// by the time that it was closed as far as the wall clock tells, but by no more
-// than maxClosed each time. A new ledger's age is the wall clock's time, so that
-// the two ordinarily agree.
+// Records and events do not expire by the wall clock: a clock that jumps forward by a
+// year would delete the history. The ledger has an age of its own, in microseconds. It
+// grows by the monotonic clock while the ledger is open. When the ledger is opened, it
+// grows by the wall clock's time since it was closed, but by no more than maxClosed. A
+// new ledger's age is the wall clock's time, so that the two normally agree.
 
 // maxClosed is how much the ledger ages at most while it is closed.
 const maxClosed = 24 * time.Hour
 
-// clockTolerance is by how much the clock may be behind the last change in the ledger
-// without a warning.
+// clockTolerance is how far the clock may be behind the last change in the ledger without
+// a warning.
 const clockTolerance = time.Minute
 
-// How often the age is written to the file: beside other changes, and for its
-// own sake. After a crash the time since counts as closed.
+// How often the age is written to the file: together with other changes, and where there
+// are none. After a crash the time since the last write counts as closed.
 const (
-	saveAgeBeside = time.Minute
-	saveAgeAlone  = time.Hour
+	saveAgeWithChanges = time.Minute
+	saveAgeIdle        = time.Hour
 )
 
 // ageClock tells the ledger's age.
@@ -31,8 +30,8 @@ type ageClock struct {
 	opened time.Time // by the monotonic clock
 }
 
-// newAgeClock goes on from the age that was saved at the given time of the wall
-// clock, both in microseconds; 0 for a new ledger.
+// newAgeClock continues from the age that was saved at the given time of the wall clock,
+// both in microseconds; 0 for a new ledger.
 func newAgeClock(saved, wall int64, now time.Time) ageClock {
 	c := ageClock{base: now.UnixMicro(), opened: time.Now()}
 	if wall != 0 {

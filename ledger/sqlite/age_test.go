@@ -50,9 +50,8 @@ func kept(t *testing.T, l *Ledger) (records, events int) {
 	return counts[job.Cancelled], len(all)
 }
 
-// TestClockJumps sets the clock forward and back, while the ledger is open and
-// while it is closed: the history ages by the time that passed, and by a day at
-// most while the ledger was closed.
+// TestClockJumps sets the clock forward and back, while the ledger is open and closed: the
+// history ages by the time that passed, and by a day at most while the ledger is closed.
 func TestClockJumps(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
@@ -98,8 +97,7 @@ func TestClockJumps(t *testing.T) {
 	})
 }
 
-// TestAgeIsSaved kills the ledger after it was idle for long: the age it had
-// reached is not forgotten.
+// TestAgeIsSaved kills the ledger after it was idle for a long time: its age is kept.
 func TestAgeIsSaved(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -121,8 +119,8 @@ func TestAgeIsSaved(t *testing.T) {
 	})
 }
 
-// TestClockBack sets the clock back in the middle of a run: no time of the record,
-// its attempts and its events comes before an earlier one.
+// TestClockBack sets the clock back during a run: the times of the record, its attempts
+// and its events do not go back.
 func TestClockBack(t *testing.T) {
 	clock := new(wall)
 	l := openTemp(t, Config{Now: clock.now})
@@ -190,9 +188,9 @@ func TestClockBack(t *testing.T) {
 	}
 }
 
-// TestWorldInBubble runs a small world on virtual time, with the ledger in a real
-// file: jobs that are delayed and that wait for too long, sheep that wait for
-// events, a ledger that is closed and opened again, days within moments.
+// TestWorldInBubble simulates days on virtual time, with the ledger in a real file: delayed
+// jobs, jobs that wait too long, sheep that wait for events, and a ledger that is closed
+// and opened again.
 func TestWorldInBubble(t *testing.T) {
 	t.Parallel()
 	for seed := range 5 {
@@ -247,8 +245,8 @@ func runWorld(t *testing.T, seed int) {
 		if !r.NotBefore.IsZero() && r.State == job.Done && r.StartedAt.Before(r.NotBefore) {
 			t.Errorf("seed %d: %s started at %v, not before %v", seed, r.ID, r.StartedAt, r.NotBefore)
 		}
-		// Virtual time stands still while the file is written: what is due happens at
-		// its time, to the microsecond.
+		// Virtual time stands still while the file is written, so times are exact to the
+		// microsecond.
 		if r.State == job.Failed && !r.FinishedAt.Equal(slices.MaxFunc([]time.Time{r.WaitUntil, r.EnqueuedAt}, time.Time.Compare)) {
 			t.Errorf("seed %d: %s failed at %v, was to wait until %v", seed, r.ID, r.FinishedAt, r.WaitUntil)
 		}
@@ -258,7 +256,7 @@ func runWorld(t *testing.T, seed int) {
 	}
 }
 
-// runSheep works off jobs until the ledger is closed.
+// runSheep runs jobs until the ledger is closed.
 func runSheep(t *testing.T, l *Ledger, slot ledger.Slot) error {
 	for {
 		changed := l.Changed()

@@ -9,9 +9,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// What a job's way costs: ten statements and four commits, those of other jobs at
-// the same time included, and no read of the file. A statement more than a job
-// needs is one for every job there is.
+// TestJobBudget: a job costs at most ten statements and four commits from its submission
+// to its end, and no read of the file.
 func TestJobBudget(t *testing.T) {
 	l := mustOpen(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db")})
 	if err := l.read.get.Close(); err != nil { // a look-up in the file fails from now on
@@ -39,8 +38,8 @@ func TestJobBudget(t *testing.T) {
 			t.Errorf("%v, %v", got, err)
 		}
 	}
-	// Beside them the numbers given out are written now and then, and maintenance looks
-	// what is due when the ledger is opened.
+	// The rest is for the numbers, which are written now and then, and for the timers,
+	// which are looked up when the ledger is opened.
 	if n := l.writer.statements.Load() - statements; n > 10*jobs+jobs/2 {
 		t.Errorf("%d jobs took %d statements", jobs, n)
 	}
@@ -49,27 +48,27 @@ func TestJobBudget(t *testing.T) {
 	}
 }
 
-// Rows that are no longer in memory are read from the file, and those that were
-// removed are not found.
+// TestRowCache: rows that are no longer in memory are read from the file, and removed
+// rows are not found.
 func TestRowCache(t *testing.T) {
 	l := mustOpen(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db"), KeepJobs: 1})
 	const more = 50
-	for i := range recentRows + more {
+	for i := range maxCachedRows + more {
 		if _, err := l.Create(t.Context(), numbered(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	c := l.writer.rows
-	if c.get(numbered(0).ID) != nil || c.get(numbered(more).ID) == nil || len(c.byID) != recentRows || len(c.bySeq) != recentRows {
+	if c.get(numbered(0).ID) != nil || c.get(numbered(more).ID) == nil || len(c.byID) != maxCachedRows || len(c.bySeq) != maxCachedRows {
 		t.Errorf("%d and %d rows are in memory", len(c.byID), len(c.bySeq))
 	}
-	for _, i := range []int{0, more, recentRows} {
+	for _, i := range []int{0, more, maxCachedRows} {
 		id := numbered(i).ID
 		if rec, err := l.Get(t.Context(), id); err != nil || rec.ID != id {
 			t.Errorf("%v, %v", rec, err)
 		}
 		if _, err := l.Create(t.Context(), numbered(i)); err == nil {
-			t.Errorf("job %s was entered twice", id)
+			t.Errorf("job %s was created twice", id)
 		}
 		if rec, err := l.Cancel(t.Context(), id); err != nil || rec.State != job.Cancelled {
 			t.Errorf("%v, %v", rec, err)
@@ -77,7 +76,7 @@ func TestRowCache(t *testing.T) {
 	}
 	// Of the three that ended one is kept.
 	left := 0
-	for _, i := range []int{0, more, recentRows} {
+	for _, i := range []int{0, more, maxCachedRows} {
 		if _, err := l.Get(t.Context(), numbered(i).ID); err == nil {
 			left++
 		}

@@ -11,11 +11,10 @@ import (
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// transition is what becomes of a job's row, which is nil for an unknown job; see
-// package lifecycle.
+// transition changes a job's row, which is nil for an unknown job; see package lifecycle.
 type transition func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error)
 
-// changeRecord makes a change and returns the record as it is then.
+// changeRecord makes a change and returns the changed record.
 func (l *Ledger) changeRecord(ctx context.Context, doing string, apply func(*tx) (*row, error)) (job.Record, error) {
 	var changed *row
 	err := l.change(ctx, doing, func(t *tx) (err error) {
@@ -34,7 +33,7 @@ func (t *tx) moment() lifecycle.Moment { return lifecycle.Moment{Now: t.now, Age
 // keep is how long the files of a job that ends are kept.
 func (t *tx) keep() lifecycle.Retention { return t.w.cfg.Retention }
 
-// apply makes a change of the job's row and returns the row as it is then.
+// apply reads the job's row, changes it by do, writes it and returns it.
 func (t *tx) apply(id job.ID, do transition) (*row, error) {
 	r, err := t.byID(id)
 	if errors.Is(err, ledger.ErrNotFound) {
@@ -46,13 +45,13 @@ func (t *tx) apply(id job.ID, do transition) (*row, error) {
 	}
 	change, err := do(&r.Row, t.moment())
 	if err == nil {
-		err = t.made(r, change)
+		err = t.writeChange(r, change)
 	}
 	return r, err
 }
 
-// made writes a row that was changed, and what the change adds beside it.
-func (t *tx) made(r *row, c lifecycle.Change) error {
+// writeChange writes a changed row, its attempt and its event.
+func (t *tx) writeChange(r *row, c lifecycle.Change) error {
 	if !c.Made {
 		return nil
 	}
@@ -67,13 +66,13 @@ func (t *tx) made(r *row, c lifecycle.Change) error {
 	return t.record(c.Event)
 }
 
-// endAttempt keeps an attempt that ended, and charges its tenant.
+// endAttempt writes an attempt that ended and charges its tenant.
 func (t *tx) endAttempt(r *row, a job.Attempt) error {
 	if err := t.insertAttempt(r.ID, a); err != nil {
 		return err
 	}
 	if a.Number > lifecycle.KeepAttempts {
-		if _, err := t.exec(t.do.trimAttempts, string(r.ID), a.Run, a.Number-lifecycle.KeepAttempts); err != nil {
+		if _, err := t.exec(t.stmts.trimAttempts, string(r.ID), a.Run, a.Number-lifecycle.KeepAttempts); err != nil {
 			return err
 		}
 	}
@@ -81,7 +80,7 @@ func (t *tx) endAttempt(r *row, a job.Attempt) error {
 }
 
 func (t *tx) insertAttempt(id job.ID, a job.Attempt) error {
-	_, err := t.exec(t.do.insertAttempt, string(id), a.Run, a.Number, a.Node, a.Sheep, fromTime(a.Began), fromTime(a.Started), fromTime(a.Ended),
+	_, err := t.exec(t.stmts.insertAttempt, string(id), a.Run, a.Number, a.Node, a.Sheep, fromTime(a.Began), fromTime(a.Started), fromTime(a.Ended),
 		string(a.Cause), a.Reason, a.Spent, a.Usage.GPUMemory, a.Usage.GPUTime.Microseconds(),
 		a.Phases.Stage.Microseconds(), a.Phases.Load.Microseconds(), a.Phases.Run.Microseconds(), a.Phases.Collect.Microseconds(), a.Log)
 	return err
@@ -101,7 +100,7 @@ func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outc
 	if err := lifecycle.CheckOutcome(outcome); err != nil {
 		return job.Record{}, fmt.Errorf("%s: %w", doing, err)
 	}
-	// The caller may be gone before the change is made.
+	// The caller may change these after ctx ended, before the change is made.
 	outcome.Failure, outcome.Warnings = outcome.Failure.Clip(), slices.Clone(outcome.Warnings)
 	return l.changeRecord(ctx, doing, func(t *tx) (*row, error) {
 		return t.apply(id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
@@ -133,8 +132,8 @@ func (l *Ledger) Cancel(ctx context.Context, id job.ID) (job.Record, error) {
 	})
 }
 
-// Ping implements ledger.Ledger: it writes the numbers that are written beside
-// other changes, which needs a disk that works and has space.
+// Ping implements ledger.Ledger: it writes the numbers, which needs a disk that works and
+// has space.
 func (l *Ledger) Ping(ctx context.Context) error {
 	return l.change(ctx, "write to the ledger", (*tx).writeNumbers, nil)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// head is the first claimable job of some kind.
+// head is the first claimable job of an address or a model.
 type head struct {
 	seq      int64
 	priority int
@@ -18,20 +18,19 @@ type head struct {
 	model    job.Model
 }
 
-// inOrder compares heads by priority, then age.
-func inOrder(a, b head) int {
+// compareHeads compares heads by priority, then age.
+func compareHeads(a, b head) int {
 	return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(a.seq, b.seq))
 }
 
 // Claim implements ledger.Ledger.
 func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, error) {
 	doing := "claim a job for sheep " + slot.Sheep
-	// A sheep that has taken the last job asks for another at once: that there is
-	// none is answered from memory. Whoever learns of a job that came since does so
-	// after it was counted.
+	// A sheep that has taken the last job asks for another at once. The answer that there
+	// is none comes from memory. A new job is counted before its event is published.
 	some := false
 	err := l.call(doing, func() error {
-		some = l.tally.anyFor(slot)
+		some = l.writer.tally.anyFor(slot)
 		return ctx.Err()
 	})
 	if err != nil || !some {
@@ -43,7 +42,7 @@ func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 			claim, err = t.claim(slot)
 			return err
 		},
-		// A claim that nobody got would keep its job from everybody.
+		// A claim that no caller got would block its job.
 		func(t *tx) error {
 			if claim == nil {
 				return nil
@@ -63,13 +62,13 @@ func (t *tx) claim(slot ledger.Slot) (*ledger.Claim, error) {
 		return nil, err
 	}
 	t.numbers.token++
-	if err := t.made(r, r.Claim(slot, ledger.Token(t.numbers.token), t.moment())); err != nil {
+	if err := t.writeChange(r, r.Claim(slot, ledger.Token(t.numbers.token), t.moment())); err != nil {
 		return nil, err
 	}
 	return &ledger.Claim{Record: r.Record, Token: r.Token}, nil
 }
 
-// choose picks the job that the slot gets, nil for none.
+// choose returns the job that the slot gets, nil for none.
 func (t *tx) choose(slot ledger.Slot) (*row, error) {
 	if slot.Only != "" {
 		return t.chooseOnly(slot)
@@ -81,7 +80,7 @@ func (t *tx) choose(slot ledger.Slot) (*row, error) {
 	if err != nil || len(heads) == 0 {
 		return nil, err
 	}
-	first := slices.MinFunc(heads, inOrder)
+	first := slices.MinFunc(heads, compareHeads)
 	if !slot.Prefer.IsZero() && first.model != slot.Prefer {
 		if first, err = t.preferred(slot, first); err != nil {
 			return nil, err
@@ -90,7 +89,7 @@ func (t *tx) choose(slot ledger.Slot) (*row, error) {
 	return t.bySeq(first.seq)
 }
 
-// chooseOnly picks the one job that the slot asks for, if it may run it now.
+// chooseOnly returns the one job that the slot asks for, if it may run it now.
 func (t *tx) chooseOnly(slot ledger.Slot) (*row, error) {
 	r, err := t.byID(slot.Only)
 	if errors.Is(err, ledger.ErrNotFound) {
@@ -105,8 +104,8 @@ func (t *tx) chooseOnly(slot ledger.Slot) (*row, error) {
 	return r, nil
 }
 
-// heads are the first job of each address of the slot: of those that are the sheep's
-// own whatever it is, of others the first that it can run.
+// heads returns the first job of each address of the slot: of the sheep's own addresses
+// the first job, of the others the first that it can run.
 func (t *tx) heads(slot ledger.Slot) ([]head, error) {
 	var heads []head
 	var excluded []string // addresses whose first job the slot cannot run
@@ -123,7 +122,7 @@ func (t *tx) heads(slot ledger.Slot) ([]head, error) {
 		}
 		return nil
 	}
-	if err := t.query(each, t.do.heads, slot.Sheep); err != nil {
+	if err := t.query(each, t.stmts.heads, slot.Sheep); err != nil {
 		return nil, err
 	}
 	further := slot.Own
@@ -131,7 +130,7 @@ func (t *tx) heads(slot ledger.Slot) ([]head, error) {
 		further = slices.Concat(slot.Own, slot.Open)
 	}
 	for _, address := range further {
-		if err := t.query(each, t.do.head, address); err != nil {
+		if err := t.query(each, t.stmts.head, address); err != nil {
 			return nil, err
 		}
 	}
@@ -145,7 +144,7 @@ func (t *tx) heads(slot ledger.Slot) ([]head, error) {
 				heads = append(heads, h)
 			}
 			return nil
-		}, t.do.byModel, address)
+		}, t.stmts.byModel, address)
 		if err != nil {
 			return nil, err
 		}
@@ -153,8 +152,8 @@ func (t *tx) heads(slot ledger.Slot) ([]head, error) {
 	return heads, nil
 }
 
-// preferred picks the oldest job of the preferred model that has the priority of
-// the first job there is, or else that first job.
+// preferred returns the oldest job of the preferred model with the priority of the first
+// job, or else the first job.
 func (t *tx) preferred(slot ledger.Slot, first head) (head, error) {
 	addresses := slot.Owned()
 	if !slices.Contains(slot.Except, slot.Prefer) {
@@ -163,7 +162,7 @@ func (t *tx) preferred(slot ledger.Slot, first head) (head, error) {
 	found := head{}
 	for _, address := range addresses {
 		h := head{priority: first.priority}
-		ok, err := t.queryOne([]any{&h.seq}, t.do.preferred, address, first.priority, slot.Prefer.Name, slot.Prefer.Version)
+		ok, err := t.queryOne([]any{&h.seq}, t.stmts.preferred, address, first.priority, slot.Prefer.Name, slot.Prefer.Version)
 		if err != nil {
 			return head{}, err
 		}

@@ -71,7 +71,7 @@ func TestCosts(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				if err := tx.made(r, change); err != nil {
+				if err := tx.writeChange(r, change); err != nil {
 					return err
 				}
 			}

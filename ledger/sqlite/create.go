@@ -13,18 +13,18 @@ import (
 
 // Create implements ledger.Ledger.
 func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error) {
-	rec = own(rec)
+	rec = clone(rec)
 	return l.changeRecord(ctx, "queue job "+string(rec.ID), func(t *tx) (*row, error) {
-		if err := t.admit(rec, nil); err != nil {
+		if err := t.checkNew(rec, nil); err != nil {
 			return nil, err
 		}
 		return t.create(rec)
 	})
 }
 
-// own is the record without anything that the caller may change while it waits for its
+// clone copies the parts of a record that the caller may change while it waits for its
 // commit.
-func own(rec job.Record) job.Record {
+func clone(rec job.Record) job.Record {
 	rec.Limits, rec.Labels, rec.After = rec.Limits.Clone(), rec.Labels.Clone(), slices.Clone(rec.After)
 	if rec.Keep != nil {
 		rec.Keep = new(min(rec.Keep.Truncate(time.Microsecond), job.MaxKeep))
@@ -34,18 +34,18 @@ func own(rec job.Record) job.Record {
 
 // CreateAll implements ledger.Ledger.
 func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record, error) {
-	owned := make([]job.Record, len(recs))
+	cloned := make([]job.Record, len(recs))
 	for i, rec := range recs {
-		owned[i] = own(rec)
+		cloned[i] = clone(rec)
 	}
 	created := make([]job.Record, len(recs))
 	err := l.change(ctx, "queue several jobs", func(t *tx) error {
-		for i, rec := range owned { // before anything is written: a refusal must leave nothing
-			if err := t.admit(rec, owned[:i]); err != nil {
+		for i, rec := range cloned { // before the first write: a refusal changes nothing
+			if err := t.checkNew(rec, cloned[:i]); err != nil {
 				return &ledger.RecordError{ID: rec.ID, Err: err}
 			}
 		}
-		for i, rec := range owned {
+		for i, rec := range cloned {
 			r, err := t.create(rec)
 			if err != nil {
 				return &ledger.RecordError{ID: rec.ID, Err: err}
@@ -60,12 +60,12 @@ func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record
 	return created, nil
 }
 
-// admit says why the record cannot be entered, where that is not for create alone to
-// see: it is after others, its id is reserved, or it is one of several. Those that are
-// entered before it are given. That the id has a record already comes before what is wrong
-// with the jobs that it is after: who asks again, having got no answer, is told so.
-func (t *tx) admit(rec job.Record, before []job.Record) error {
-	if err := t.mayEndUpload(rec); err != nil {
+// checkNew returns the error with which a record is refused because its id is reserved, it
+// is after others, or it is one of several, of which those before it are given. create
+// finds the other errors. An id that has a record already is reported before an error of
+// the jobs that the record is after: it is the answer to a repeated request.
+func (t *tx) checkNew(rec job.Record, before []job.Record) error {
+	if err := t.checkUpload(rec); err != nil {
 		return err
 	}
 	if len(before) == 0 && len(rec.After) == 0 {
@@ -80,7 +80,7 @@ func (t *tx) admit(rec job.Record, before []job.Record) error {
 	case err != nil:
 		return err
 	default:
-		if _, _, err := t.succeed(old, rec); err != nil {
+		if _, _, err := t.nextRun(old, rec); err != nil {
 			return err
 		}
 	}
@@ -116,9 +116,9 @@ func (t *tx) checkAfter(rec job.Record, before []job.Record) (blocked bool, err 
 	return blocked, err
 }
 
-// needed reports whether a job that has not ended is after the given one.
+// needed reports whether a job that has not ended is after this one.
 func (t *tx) needed(id job.ID) (needed bool, err error) {
-	_, err = t.queryOne([]any{&needed}, t.do.needs, string(id))
+	_, err = t.queryOne([]any{&needed}, t.stmts.needs, string(id))
 	return needed, err
 }
 
@@ -130,13 +130,13 @@ func (t *tx) create(rec job.Record) (*row, error) {
 			return nil, err
 		}
 	}
-	old, known := t.known(rec.ID)
-	if !known { // most jobs are new: the file is not asked first
+	old, known := t.cached(rec.ID)
+	if !known { // most jobs are new, so the insert is tried without a look-up
 		first, change, err := lifecycle.Create(nil, false, rec, t.moment())
 		if err != nil {
 			return nil, err
 		}
-		r, err := t.enter(first, rec.Webhook, change)
+		r, err := t.insertQueued(first, rec.Webhook, change)
 		if err != nil || r != nil {
 			return r, err
 		}
@@ -144,7 +144,7 @@ func (t *tx) create(rec job.Record) (*row, error) {
 			return nil, err
 		}
 	}
-	next, change, err := t.succeed(old, rec)
+	next, change, err := t.nextRun(old, rec)
 	if err != nil {
 		return nil, err
 	}
@@ -152,15 +152,15 @@ func (t *tx) create(rec job.Record) (*row, error) {
 		return nil, err
 	}
 	if next.Run > lifecycle.KeepRuns {
-		if _, err := t.exec(t.do.trimRuns, string(next.ID), next.Run-lifecycle.KeepRuns); err != nil {
+		if _, err := t.exec(t.stmts.trimRuns, string(next.ID), next.Run-lifecycle.KeepRuns); err != nil {
 			return nil, err
 		}
 	}
-	return t.enter(next, rec.Webhook, change)
+	return t.insertQueued(next, rec.Webhook, change)
 }
 
-// succeed is the row of a new run in the place of the last one; nothing is written.
-func (t *tx) succeed(old *row, rec job.Record) (*lifecycle.Row, lifecycle.Change, error) {
+// nextRun returns the row of a new run of a job that has ended. It writes nothing.
+func (t *tx) nextRun(old *row, rec job.Record) (*lifecycle.Row, lifecycle.Change, error) {
 	needed, err := t.needed(old.ID)
 	if err != nil {
 		return nil, lifecycle.Change{}, err
@@ -168,8 +168,9 @@ func (t *tx) succeed(old *row, rec job.Record) (*lifecycle.Row, lifecycle.Change
 	return lifecycle.Create(&old.Row, needed, rec, t.moment())
 }
 
-// enter enters the row of a queued job; nil where there is one of the job.
-func (t *tx) enter(queued *lifecycle.Row, webhook job.Webhook, change lifecycle.Change) (*row, error) {
+// insertQueued inserts the row of a queued job with its webhook, and ends the reservation
+// of its id. It returns nil where the job has a row already.
+func (t *tx) insertQueued(queued *lifecycle.Row, webhook job.Webhook, change lifecycle.Change) (*row, error) {
 	r := &row{Row: *queued}
 	r.Webhook = webhook
 	if entered, err := t.insert(r); err != nil || !entered {

@@ -12,7 +12,7 @@ import (
 
 var errClosed = fmt.Errorf("the ledger is closed: %w", errdefs.ErrUnavailable)
 
-// newerError says that the file's schema is not known here.
+// newerError says that the file has a schema that this version does not know.
 type newerError struct {
 	path          string
 	schema, known int
@@ -42,9 +42,9 @@ func (e *lockedError) Error() string {
 
 func (e *lockedError) Unwrap() error { return errdefs.ErrUnavailable }
 
-// explain gives an error the class it has for the callers of a ledger and says
-// what to do about it. What has a class already is the ledger's answer, or the
-// end of a context, and passes through.
+// explain adds the class that an error has for the callers of a ledger, and what to do
+// about it. An error that has a class already, which is an answer of the ledger or the
+// end of a context, is returned with doing only.
 func explain(path, doing string, err error) error {
 	if !errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown) {
 		return fmt.Errorf("%s: %w", doing, err)
@@ -68,7 +68,7 @@ func classify(err error) (hint string, class error) {
 	if !errors.As(err, &failure) {
 		return "unexpected failure", errdefs.ErrInternal
 	}
-	switch failure.Code() & 0xff { // the primary code: the rest only details it
+	switch failure.Code() & 0xff { // the primary code
 	case sqlite3.SQLITE_FULL:
 		return "no space left on its disk; free some and try again", errdefs.ErrResourceExhausted
 	case sqlite3.SQLITE_READONLY:

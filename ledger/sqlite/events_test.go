@@ -31,11 +31,11 @@ func TestEventsInMemory(t *testing.T) {
 		}
 	}
 	kept := 0
-	for _, event := range l.events.recent {
+	for _, event := range l.recent.events {
 		kept += failureBytes(event)
 	}
-	if len(l.events.recent) > recentEvents || kept != l.events.bytes || kept > recentBytes || len(l.events.recent) < 100 {
-		t.Errorf("%d events with failures of %d bytes are in memory, counted as %d", len(l.events.recent), kept, l.events.bytes)
+	if len(l.recent.events) > maxRecentEvents || kept != l.recent.bytes || kept > maxRecentBytes || len(l.recent.events) < 100 {
+		t.Errorf("%d events with failures of %d bytes are in memory, counted as %d", len(l.recent.events), kept, l.recent.bytes)
 	}
 	for _, filter := range []ledger.EventFilter{{}, {Job: numbered(7).ID}, {Job: numbered(n - 1).ID}} {
 		var got []job.Event
@@ -80,7 +80,7 @@ func TestEventsArePruned(t *testing.T) {
 	if err := l.reads.QueryRow(`SELECT (SELECT count(*) FROM events), pruned FROM numbers`).Scan(&stored, &pruned); err != nil {
 		t.Fatal(err)
 	}
-	if stored < keep || stored > keep+2*pruneBeside || stored+pruned != 3*keep {
+	if stored < keep || stored > keep+2*pruneWithChanges || stored+pruned != 3*keep {
 		t.Errorf("%d events are stored, those up to %d are gone", stored, pruned)
 	}
 	// The last ones that are gone from the file may still be in memory.

@@ -7,31 +7,31 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// How much of the history one transaction removes at most: little beside callers'
-// changes, more when there are none. Either way the writer is free again within
-// milliseconds, however long the history is.
+// How much of the history one transaction removes at most: little together with callers'
+// changes, more when there are none. Either way the transaction takes milliseconds,
+// however long the history is.
 const (
-	expireBeside = 8  // records
-	expireAlone  = 64 // records
-	pruneBeside  = 64 // events
-	pruneAlone   = 256
+	expireWithChanges = 8  // records
+	expireIdle        = 64 // records
+	pruneWithChanges  = 64 // events
+	pruneIdle         = 256
 )
 
-// sweepEvery is how often the writer looks for what is too old.
+// sweepEvery is how often the writer looks for records and events that are too old.
 func (w *writer) sweepEvery() time.Duration {
 	return min(max(min(w.cfg.Keep, w.cfg.EventKeep)/64, time.Second), 10*time.Minute)
 }
 
-// expire removes some of the records that ended too long ago or that are too
-// many, and their attempts. The number is kept to by every transaction that ends
-// jobs, the age by sweeps.
-func (t *tx) expire(alone bool) error {
-	if t.ended == 0 && !t.w.sweeping {
+// expire removes some of the records that ended too long ago or exceed the number that
+// is kept, and their attempts. Every transaction that ends jobs enforces the number;
+// sweeps enforce the age.
+func (t *tx) expire(idle bool) error {
+	if t.ended == 0 && !t.w.maintenance.sweeping {
 		return nil
 	}
-	budget := 2*t.ended + expireBeside
-	if alone {
-		budget = expireAlone
+	budget := 2*t.ended + expireWithChanges
+	if idle {
+		budget = expireIdle
 	}
 	excess := t.w.tally.expirable() - t.retained - t.w.cfg.KeepJobs
 	for state, n := range t.states {
@@ -46,7 +46,7 @@ func (t *tx) expire(alone bool) error {
 		}
 		budget -= n
 	}
-	if t.w.sweeping && budget > 0 {
+	if t.w.maintenance.sweeping && budget > 0 {
 		n, err := t.expireOldest(t.age-t.w.cfg.Keep.Microseconds(), budget)
 		if err != nil {
 			return err
@@ -57,8 +57,8 @@ func (t *tx) expire(alone bool) error {
 	return nil
 }
 
-// expireOldest removes up to limit records that ended before the ledger had the
-// given age, and says how many there were.
+// expireOldest removes up to limit records that ended before the ledger had the given
+// age, and returns their number.
 func (t *tx) expireOldest(before int64, limit int) (int, error) {
 	var ids []string
 	err := t.query(func(scan func(...any) error) error {
@@ -71,29 +71,28 @@ func (t *tx) expireOldest(before int64, limit int) (int, error) {
 		t.rows[job.ID(id)] = nil
 		ids = append(ids, id)
 		return nil
-	}, t.do.expire, before, limit)
+	}, t.stmts.expire, before, limit)
 	if err != nil {
 		return 0, err
 	}
 	for _, id := range ids {
-		if _, err := t.exec(t.do.removeAttempts, id); err != nil {
+		if _, err := t.exec(t.stmts.removeAttempts, id); err != nil {
 			return 0, err
 		}
 	}
 	return len(ids), nil
 }
 
-// pruneEvents removes some of the events that are too many, once there are
-// enough of them for a transaction to share the work, and in sweeps those that
-// are too old.
-func (t *tx) pruneEvents(alone bool) error {
+// pruneEvents removes some of the events that exceed the number that is kept, once there
+// are enough of them for one statement, and in sweeps those that are too old.
+func (t *tx) pruneEvents(idle bool) error {
 	excess := t.w.storedEvents + len(t.events) - t.w.cfg.EventNumber
-	if excess < min(pruneBeside, 1+t.w.cfg.EventNumber/8) && !t.w.sweeping {
+	if excess < min(pruneWithChanges, 1+t.w.cfg.EventNumber/8) && !t.w.maintenance.sweeping {
 		return nil
 	}
-	budget := 2*len(t.events) + pruneBeside
-	if alone {
-		budget = pruneAlone
+	budget := 2*len(t.events) + pruneWithChanges
+	if idle {
+		budget = pruneIdle
 	}
 	tooOld := t.age - t.w.cfg.EventKeep.Microseconds()
 	var n int
@@ -109,11 +108,11 @@ func (t *tx) pruneEvents(alone bool) error {
 			last = id
 		}
 		return nil
-	}, t.do.oldEvents, budget)
+	}, t.stmts.oldEvents, budget)
 	if err != nil || n == 0 {
 		return err
 	}
-	if _, err := t.exec(t.do.pruneEvents, last); err != nil {
+	if _, err := t.exec(t.stmts.pruneEvents, last); err != nil {
 		return err
 	}
 	t.removed, t.numbers.pruned = n, last

@@ -22,9 +22,8 @@ const killEnv = "SHEPHERD_TEST_LEDGER_TO_KILL"
 
 const killNode = "node"
 
-// workUntilKilled creates, claims and ends jobs in many goroutines, for ever.
-// It prints a line for each change that was acknowledged, and one
-// before it begins to give a claim up.
+// workUntilKilled creates, claims and ends jobs in many goroutines without end. It prints a
+// line after each change that was acknowledged, and one before it releases or ends a claim.
 func workUntilKilled(path string) int {
 	ctx := context.Background()
 	fail := func(err error) int {
@@ -74,7 +73,7 @@ func work(ctx context.Context, l *Ledger, w int) error {
 			if _, err := l.Release(ctx, c.ID, c.Token, ledger.Return{Cause: job.CauseHandedBack}); err != nil {
 				return err
 			}
-		case 4: // left to whoever comes after the kill
+		case 4: // still held after the kill
 		default:
 			say("ending %s %d", c.ID, c.Token)
 			if _, err := l.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: fmt.Sprint(c.Token)}, Cause: job.CauseError}); err != nil {
@@ -85,8 +84,8 @@ func work(ctx context.Context, l *Ledger, w int) error {
 	}
 }
 
-// TestKilled kills a process that works on a ledger, again and again, and finds
-// all that was acknowledged in what it left.
+// TestKilled kills a process that works on a ledger, repeatedly: the ledger has every
+// change that was acknowledged.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	const rounds = 25
@@ -104,16 +103,16 @@ func TestKilled(t *testing.T) {
 	t.Logf("%d jobs created, %d ended", len(seen.created), len(seen.ended))
 }
 
-// acknowledged is what the processes killed so far had been told.
+// acknowledged are the changes that were acknowledged to the processes killed so far.
 type acknowledged struct {
 	created map[job.ID]bool
-	held    map[job.ID]ledger.Token // that nobody began to release or end
+	held    map[job.ID]ledger.Token // of which no release or end was begun
 	ended   map[job.ID]ledger.Token
-	highest ledger.Token // given out in rounds before
+	highest ledger.Token // given out in earlier rounds
 }
 
-// round starts a process, kills it once it said so many lines, and looks at
-// what it left.
+// round starts a process, kills it after it has printed so many lines, and checks the
+// ledger.
 func (a *acknowledged) round(t *testing.T, path string, lines int) {
 	t.Helper()
 	process := exec.Command(os.Args[0])
@@ -127,10 +126,10 @@ func (a *acknowledged) round(t *testing.T, path string, lines int) {
 	if err := process.Start(); err != nil {
 		t.Fatal(err)
 	}
-	clear(a.held) // the process begins by releasing what the one before held
+	clear(a.held) // the process begins by releasing the claims of the last one
 	highest := a.highest
 	said := bufio.NewScanner(output)
-	for n := 0; said.Scan(); n++ { // to the end: also what it said while it was killed counts
+	for n := 0; said.Scan(); n++ { // lines that it printed while it was killed count, too
 		highest = max(highest, a.note(t, said.Text()))
 		if n == lines {
 			process.Process.Kill()
@@ -144,7 +143,7 @@ func (a *acknowledged) round(t *testing.T, path string, lines int) {
 	a.check(t, path)
 }
 
-// note takes down a line and returns the token in it.
+// note records a line and returns the token in it.
 func (a *acknowledged) note(t *testing.T, line string) ledger.Token {
 	t.Helper()
 	var what string
@@ -162,7 +161,7 @@ func (a *acknowledged) note(t *testing.T, line string) ledger.Token {
 			t.Errorf("%s was claimed after it ended", id)
 		}
 		a.held[id] = token
-	case "releasing", "ending": // from here on it may be or not
+	case "releasing", "ending": // from here on it may be held or not
 		delete(a.held, id)
 	case "ended":
 		if other, twice := a.ended[id]; twice {

@@ -7,9 +7,9 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// leases are those of the nodes that joined. The file has one owner, so no node
-// can take another's jobs: a lease is lost to a later one of the same node, or
-// with the ledger.
+// leases are those of the nodes that joined. One process has the file open, so no node
+// can take another's jobs: a lease is lost when the same node joins again or the ledger
+// is closed.
 type leases struct {
 	mu     sync.Mutex
 	byNode map[string]*lease

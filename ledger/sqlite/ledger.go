@@ -2,25 +2,23 @@
 //
 // The file is in WAL mode with synchronous=FULL: a commit is one write and one
 // fsync of the log. All changes go through one goroutine, the writer, which
-// takes whatever calls are waiting and makes them durable in a single commit,
-// so that many callers share one fsync and a lone caller waits for nobody.
-// Reads have connections of their own and never wait for the writer; since a
-// call returns only after its commit, a caller always reads what it wrote.
+// takes the calls that are waiting and makes them durable in one commit: many
+// callers share one fsync, and a single caller waits for no other. Reads have
+// connections of their own and never wait for the writer. A call returns after its
+// commit, so a caller always reads its own writes.
 //
 // In memory are the number of records in each state, the number of claimable
-// jobs of each model and address and of queued ones of each tenant, what is held,
-// and the latest events. Everything else is in the file, so memory does not grow
-// with the number of jobs.
+// jobs of each model and address, the number of queued jobs of each tenant, the jobs
+// that are held, and the latest rows and events, bounded in number. Everything else is
+// in the file, so memory does not grow with the number of jobs.
 //
-// The writer also does what becomes due by itself: it makes delayed jobs
-// claimable, fails those that waited too long, and removes what is no longer
-// kept.
+// The writer also does the maintenance: it makes delayed jobs claimable when their
+// time has come, fails jobs that waited too long, and removes expired records and
+// events.
 package sqlite
 
 import (
 	"cmp"
-	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,12 +26,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/iterait/shepherd/internal/durable"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
-// What a zero field of Config stands for.
+// Defaults of the fields of Config.
 const (
 	DefaultKeep        = 30 * 24 * time.Hour
 	DefaultKeepJobs    = 100_000
@@ -60,12 +57,12 @@ type Config struct {
 	// ever, as is nil. It is called by the goroutine that makes all changes, and
 	// returns at once.
 	Retention func(job.Record) time.Duration
-	// Policy bounds what is held.
+	// Policy limits which jobs may be held at the same time.
 	Policy ledger.Policy
 	// Now is the clock that records' times are taken from; nil stands for
 	// time.Now.
 	Now func() time.Time
-	// Log gets what no caller can be told; nil discards it.
+	// Log gets the errors that no caller is answered; nil discards them.
 	Log *slog.Logger
 }
 
@@ -92,22 +89,15 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Ledger is a ledger.Ledger in a file.
+// Ledger is a ledger.Ledger in a file: its parts, and the changes of jobs.
 type Ledger struct {
-	path   string
-	lock   *durable.FileLock
-	db     *sql.DB // the writer's one connection
-	reads  *sql.DB
-	read   *readStatements
-	events *eventLog
-	tally  *tally
-	leases leases
-	writer *writer
+	*database
+	*records
+	*eventLog
+	*uploads
+	*deliveries
 
-	// calls are those running; none begins once closed is set.
-	mu     sync.Mutex
-	closed bool
-	calls  sync.WaitGroup
+	leases leases
 
 	closing  sync.Once
 	closeErr error
@@ -115,62 +105,18 @@ type Ledger struct {
 
 var _ ledger.Ledger = (*Ledger)(nil)
 
-// begin begins a call, which ends by l.calls.Done.
-func (l *Ledger) begin() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return errClosed
-	}
-	l.calls.Add(1)
-	return nil
-}
-
-// call runs do as a call of the ledger, and explains its error.
-func (l *Ledger) call(doing string, do func() error) error {
-	err := l.begin()
-	if err == nil {
-		defer l.calls.Done()
-		err = do()
-	}
-	if err != nil {
-		return explain(l.path, doing, err)
-	}
-	return nil
-}
-
 // Close waits for running calls, ends leases and closes the file. A call that
 // comes later answers an error of class errdefs.ErrUnavailable. Closing twice is
 // closing once.
 func (l *Ledger) Close() error {
 	l.closing.Do(func() {
-		l.mu.Lock()
-		l.closed = true
-		l.mu.Unlock()
-		l.calls.Wait()
+		l.endCalls()
 		l.leases.close()
 		l.writer.stop()
-		l.events.close()
-		// The writer's connection goes last: SQLite folds the log into the file
-		// when the last connection closes.
-		l.read.close()
-		err := errors.Join(l.reads.Close(), l.db.Close(), l.lock.Close())
-		if err != nil {
+		l.recent.close()
+		if err := l.database.close(); err != nil {
 			l.closeErr = fmt.Errorf("close ledger %s: %w", l.path, err)
 		}
 	})
 	return l.closeErr
-}
-
-// Count implements ledger.Ledger. It has every state, also those of no record.
-func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
-	var counts ledger.Counts
-	err := l.call("count jobs", func() error {
-		counts = l.tally.counts()
-		return ctx.Err()
-	})
-	if err != nil {
-		return nil, err
-	}
-	return counts, nil
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/iterait/shepherd/internal/durable"
 )
 
-// lock makes this process the only one that has the ledger at path open, by a
-// lock on the file beside it that ends with the process. Two daemons on one
-// file would each hand out the same jobs. Closing the returned lock unlocks.
+// lock locks the file path.lock, so that only this process has the ledger at path open:
+// two daemons on one file would each claim the same jobs. Closing the returned lock, and
+// the end of the process, unlock it.
 func lock(path string) (*durable.FileLock, error) {
 	l, _, err := durable.Lock(path+".lock", 0)
 	var busy *durable.BusyError
@@ -25,8 +25,8 @@ func lock(path string) (*durable.FileLock, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The number only helps the reader of a lockedError: the lock holds without
-	// it, so a full disk is no reason to stop here.
+	// The process id is only for the message of a lockedError: the lock holds without it,
+	// so a full disk is no error here.
 	_ = l.Sign(strconv.Itoa(os.Getpid()))
 	return l, nil
 }

@@ -18,12 +18,12 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// TestOpenRefused opens what is no ledger that can be opened: the error names
-// the path and what to do.
+// TestOpenRefused opens files that cannot be opened as a ledger: the error has the path
+// and what to do.
 func TestOpenRefused(t *testing.T) {
 	execute := func(t *testing.T, path, script string) {
 		t.Helper()
-		db, err := sql.Open("sqlite", source(path))
+		db, err := sql.Open("sqlite", dataSource(path))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,12 +89,11 @@ func TestOpenRefused(t *testing.T) {
 		if _, err := Open(ctx, Config{Path: path}); !errors.Is(err, context.Canceled) {
 			t.Fatalf("answered %v", err)
 		}
-		mustOpen(t, Config{Path: path}) // and the lock is free again
+		mustOpen(t, Config{Path: path}) // the lock was released
 	})
 }
 
-// TestDamaged overwrites a table: what cannot be read is an error that says so,
-// not a record.
+// TestDamaged overwrites a table: reading it returns an error of a damaged file.
 func TestDamaged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	l := mustOpen(t, Config{Path: path})
@@ -125,7 +124,7 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// disk mounts a file system of the given size, which only root can.
+// disk mounts a file system of the given size. It needs root.
 func disk(t *testing.T, size string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -144,10 +143,10 @@ func disk(t *testing.T, size string) string {
 	return dir
 }
 
-// TestDiskFull fills the disk under the ledger: calls say so, nothing
-// acknowledged is lost, and with space it goes on by itself.
+// TestDiskFull fills the disk of the ledger: calls return the error, no acknowledged change
+// is lost, and the ledger continues when there is space.
 func TestDiskFull(t *testing.T) {
-	dir := disk(t, "8m") // the log grows to 4 MiB before it is folded in
+	dir := disk(t, "8m") // the log grows to 4 MiB before a checkpoint
 	cfg := Config{Path: filepath.Join(dir, "ledger.db")}
 	l := mustOpen(t, cfg)
 	fill(t, l, 0, 100)
@@ -176,7 +175,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	check("Create", full)
 	var unwell error
-	for tries := 0; unwell == nil && tries < 1000; tries++ { // a page or two may be left
+	for tries := 0; unwell == nil && tries < 1000; tries++ { // a few pages may be free
 		unwell = l.Ping(t.Context())
 	}
 	check("Ping", unwell)
@@ -224,7 +223,7 @@ func TestDiskFull(t *testing.T) {
 	l.Close()
 }
 
-// TestReadOnly opens a ledger where nothing can be written.
+// TestReadOnly opens a ledger on a read-only file system.
 func TestReadOnly(t *testing.T) {
 	dir := disk(t, "4m")
 	cfg := Config{Path: filepath.Join(dir, "ledger.db")}

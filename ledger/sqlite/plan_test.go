@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "rewrite the expected plans")
 func TestPlans(t *testing.T) {
 	plans := checkPlans(t, openTemp(t, Config{}))
 	bounded := openTemp(t, Config{Policy: ledger.Policy{HalfLife: time.Hour}})
-	for _, one := range new(statements).ofPolicy(bounded.writer.cfg.Policy) {
+	for _, one := range new(statements).policyStatements(bounded.writer.cfg.Policy) {
 		plan := explainPlan(t, bounded, one.text)
 		if badPlan.MatchString(plan) {
 			t.Errorf("%s:%s", one.name, plan)
@@ -104,9 +104,8 @@ func checkPlans(t *testing.T, l *Ledger) string {
 	return plans.String()
 }
 
-// TestPlansOfAnalyzed has someone run ANALYZE on a ledger with many jobs, nearly
-// all alike: what SQLite knows of them then leads it to no other plan that reads
-// them all.
+// TestPlansOfAnalyzed runs ANALYZE on a ledger with many jobs, nearly all alike: with its
+// statistics SQLite chooses no plan that reads all of them, either.
 func TestPlansOfAnalyzed(t *testing.T) {
 	l := openTemp(t, Config{})
 	fill(t, l, 0, 5000)

@@ -13,9 +13,9 @@ import (
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// What a policy needs of the file is made when the ledger is opened with one, and
-// costs nothing where there is none: an index for claims, and, where tenants share,
-// what each has used at an age of the ledger.
+// A ledger that is opened with a policy has an index for claims and, where tenants share,
+// a table of what each has used at an age of the ledger. Without a policy the index is
+// dropped.
 const (
 	createPolicyIndex = `CREATE INDEX IF NOT EXISTS jobs_claimable_by_tenant ON jobs (sheep, tenant, model_name, model_version, priority DESC)
 		WHERE state = 'queued' AND token = 0 AND delayed = 0`
@@ -33,8 +33,8 @@ const (
 	queryUsed        = `SELECT tenant, used, age FROM used`
 )
 
-// ofPolicy are the statements that a policy needs.
-func (s *statements) ofPolicy(policy ledger.Policy) []statement {
+// policyStatements are the statements that are used only with a policy.
+func (s *statements) policyStatements(policy ledger.Policy) []statement {
 	var list []statement
 	if policy.BoundsClaims() {
 		// The first claimable job of each of the groups, which are a JSON list of lists
@@ -51,7 +51,7 @@ func (s *statements) ofPolicy(policy ledger.Policy) []statement {
 	return list
 }
 
-// preparePolicy makes what the policy needs of the file.
+// preparePolicy creates the index and the table that the policy needs.
 func preparePolicy(ctx context.Context, conn *sql.Conn, policy ledger.Policy) error {
 	script := dropPolicyIndex
 	if policy.BoundsClaims() {
@@ -71,7 +71,7 @@ type heldJob struct {
 	since  time.Time
 }
 
-// loadPolicy reads what is queued and held, and what a policy needs beside.
+// loadPolicy reads the queued and held jobs and the state of the policy.
 func (t *tally) loadPolicy(ctx context.Context, conn *sql.Conn, policy ledger.Policy) error {
 	err := eachRow(ctx, conn, queryCountQueued, func(scan func(...any) error) error {
 		var tenant string
@@ -122,7 +122,7 @@ func (t *tally) loadPolicy(ctx context.Context, conn *sql.Conn, policy ledger.Po
 	})
 }
 
-// load is what a policy goes by, with the changes of the transaction made, which may
+// load returns the input of a policy, including the changes of the transaction, which may
 // be nil.
 func (t *tally) load(made *tx, halfLife time.Duration, now time.Time, age int64) ledger.Load {
 	t.mu.Lock()
@@ -170,8 +170,8 @@ func (t *tx) admission() ledger.Admission {
 	return policy.Admit(t.w.tally.load(t, policy.HalfLife, t.now, t.age))
 }
 
-// chooseBounded picks the job that the slot gets where a policy bounds claims, nil for
-// none: the first, by the scheduling order, of the first of each group.
+// chooseBounded returns the job that the slot gets where a policy bounds claims, nil for
+// none: the first, by the scheduling order, of the first jobs of all groups.
 func (t *tx) chooseBounded(slot ledger.Slot) (*row, error) {
 	admission := t.admission()
 	var groups [][4]string
@@ -210,14 +210,14 @@ func (t *tx) chooseBounded(slot ledger.Slot) (*row, error) {
 			first, tenant = h, of
 		}
 		return nil
-	}, t.do.headsOf, string(encoded))
+	}, t.stmts.headsOf, string(encoded))
 	if err != nil || first.seq == 0 {
 		return nil, err
 	}
 	return t.bySeq(first.seq)
 }
 
-// groups are those with claimable jobs, the changes of the transaction made.
+// groups returns the groups with claimable jobs, including the changes of the transaction.
 func (t *tx) groups() []group {
 	t.w.tally.mu.Lock()
 	defer t.w.tally.mu.Unlock()
@@ -235,7 +235,7 @@ func (t *tx) groups() []group {
 	return groups
 }
 
-// charge adds what an attempt that ended has used to its tenant's account.
+// charge adds the GPU time of an attempt that ended to its tenant's account.
 func (t *tx) charge(tenant string, ended job.Attempt) error {
 	policy := t.w.cfg.Policy
 	if !policy.Shares() {
@@ -252,29 +252,6 @@ func (t *tx) charge(tenant string, ended job.Attempt) error {
 		t.used = map[string]lifecycle.Account{}
 	}
 	t.used[tenant] = a
-	_, err := t.exec(t.do.saveUsed, tenant, a.Used.Microseconds(), a.Age)
+	_, err := t.exec(t.stmts.saveUsed, tenant, a.Used.Microseconds(), a.Age)
 	return err
-}
-
-// Queued implements ledger.Ledger.
-func (l *Ledger) Queued(ctx context.Context, tenant string, most int) (int, error) {
-	n := 0
-	err := l.call("count the queued jobs of tenant "+tenant, func() error {
-		l.tally.mu.Lock()
-		defer l.tally.mu.Unlock()
-		n = min(l.tally.queued[tenant], most)
-		return ctx.Err()
-	})
-	return n, err
-}
-
-// Load implements ledger.Ledger.
-func (l *Ledger) Load(ctx context.Context) (ledger.Load, error) {
-	var load ledger.Load
-	err := l.call("look up what is held", func() error {
-		w := l.writer
-		load = l.tally.load(nil, w.cfg.Policy.HalfLife, w.now(), w.clock.now())
-		return ctx.Err()
-	})
-	return load, err
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// readStatements are the reads whose text is always the same.
+// readStatements are the prepared reads.
 type readStatements struct {
 	get, attempts, lastAttempts, held, oldest, before, pruned, checkpoint *sql.Stmt
 	webhook, nextDue                                                      *sql.Stmt
@@ -28,7 +28,7 @@ type readStatements struct {
 
 const (
 	queryGet = `SELECT ` + columns + ` FROM jobs WHERE id = ?`
-	// The attempt under way is read with those that ended, of one moment.
+	// The attempt under way is read in the same statement as those that ended.
 	queryAttempts = `SELECT run, number, node, sheep, began, started, ended, cause, reason, spent, gpu_memory, gpu_time, stage, load, execute, collect, log
 			FROM attempts WHERE job = ?1
 		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, 0, '', '', 0, 0, 0, 0, 0, 0, 0, ''
@@ -87,21 +87,24 @@ func (s *readStatements) close() {
 	}
 }
 
+// records reads and counts the records of jobs and their attempts.
+type records struct{ *database }
+
 // Get implements ledger.Ledger.
-func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
+func (rs *records) Get(ctx context.Context, id job.ID) (job.Record, error) {
 	var rec job.Record
-	err := l.call("look up job "+string(id), func() error {
+	err := rs.call("look up job "+string(id), func() error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if r := l.writer.rows.get(id); r != nil {
+		if r := rs.writer.rows.get(id); r != nil {
 			rec = r.Record
 			return nil
 		}
-		// A look-up ends by itself within microseconds; to watch a context
-		// meanwhile would cost two goroutines more than it does.
+		// A look-up takes microseconds. With a context that can end, database/sql would
+		// start two goroutines for it.
 		var r row
-		err := r.scan(l.read.get.QueryRowContext(context.WithoutCancel(ctx), string(id)).Scan)
+		err := r.scan(rs.read.get.QueryRowContext(context.WithoutCancel(ctx), string(id)).Scan)
 		if errors.Is(err, sql.ErrNoRows) {
 			return ledger.ErrNotFound
 		}
@@ -115,10 +118,10 @@ func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
 }
 
 // Attempts implements ledger.Ledger.
-func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
+func (rs *records) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
 	var attempts []job.Attempt
-	err := l.call("list the attempts of job "+string(id), func() error {
-		rows, err := l.read.attempts.QueryContext(ctx, string(id))
+	err := rs.call("list the attempts of job "+string(id), func() error {
+		rows, err := rs.read.attempts.QueryContext(ctx, string(id))
 		if err != nil {
 			return err
 		}
@@ -142,14 +145,14 @@ func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 }
 
 // LastAttempts implements ledger.Ledger.
-func (l *Ledger) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
+func (rs *records) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
 	last := make(map[job.ID]job.Attempt, len(jobs))
-	err := l.call("list the last attempts of jobs", func() error {
+	err := rs.call("list the last attempts of jobs", func() error {
 		asked, err := json.Marshal(jobs)
 		if err != nil {
 			return err
 		}
-		rows, err := l.read.lastAttempts.QueryContext(ctx, string(asked))
+		rows, err := rs.read.lastAttempts.QueryContext(ctx, string(asked))
 		if err != nil {
 			return err
 		}
@@ -185,10 +188,10 @@ func scanAttempt(scan func(...any) error) (job.Attempt, error) {
 }
 
 // Held implements ledger.Ledger; the oldest claim is the one made first.
-func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
+func (rs *records) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
 	var claims []ledger.Claim
-	err := l.call("list the jobs held by node "+node, func() error {
-		rows, err := l.read.held.QueryContext(ctx, node)
+	err := rs.call("list the jobs held by node "+node, func() error {
+		rows, err := rs.read.held.QueryContext(ctx, node)
 		if err != nil {
 			return err
 		}
@@ -206,21 +209,21 @@ func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) 
 
 // List implements ledger.Ledger. Asked for no record at all, it answers an
 // error of class errdefs.ErrInternal.
-func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error) {
+func (rs *records) List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error) {
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("list jobs: a page of %d records: %w", limit, errdefs.ErrInternal)
 	}
 	var page []job.Record
 	var next int64
 	query, args := listQuery(filter, cursor, limit)
-	err := l.call("list jobs", func() error {
-		rows, err := l.reads.QueryContext(ctx, query, args...)
+	err := rs.call("list jobs", func() error {
+		rows, err := rs.reads.QueryContext(ctx, query, args...)
 		if err != nil {
 			return err
 		}
 		found, err := scanAll(rows, false)
 		for i, r := range found {
-			if i == limit { // one more was asked for to know whether there is one
+			if i == limit { // the query asks for one more than the page
 				next = r.Seq
 				break
 			}
@@ -234,9 +237,9 @@ func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, l
 	return page, next, nil
 }
 
-// listQuery asks for a page and the record after it. One of the filter's fields
-// is found by its index, in the order of places; the others are compared. Several
-// states are found by one search for each, which SQLite merges.
+// listQuery is the query of a page and the record after it. It uses the index of one of
+// the filter's fields, in the order of seq, and compares the others. Several states take
+// one search each, which SQLite merges.
 func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
 	seq, from := `seq`, `jobs`
 	labels := slices.Sorted(maps.Keys(filter.Labels))
@@ -263,7 +266,7 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
 		}
 		and(`EXISTS (SELECT 1 FROM labels AS other WHERE other.label_key = ? AND other.label_value = ? AND other.label_seq = jobs.seq)`, key, filter.Labels[key])
 	}
-	// A comparison of +column is not found by an index.
+	// SQLite uses no index for a comparison of +column.
 	compare := func(plain, condition string, values ...any) {
 		if indexed {
 			condition = plain
@@ -313,16 +316,16 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
 }
 
 // Position implements ledger.Ledger.
-func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error) {
+func (rs *records) Position(ctx context.Context, id job.ID, most int) (int, error) {
 	var position int
-	err := l.call("look up the position of job "+string(id), func() error {
+	err := rs.call("look up the position of job "+string(id), func() error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		r := l.writer.rows.get(id)
+		r := rs.writer.rows.get(id)
 		if r == nil {
 			r = new(row)
-			err := r.scan(l.read.get.QueryRowContext(context.WithoutCancel(ctx), string(id)).Scan)
+			err := r.scan(rs.read.get.QueryRowContext(context.WithoutCancel(ctx), string(id)).Scan)
 			if errors.Is(err, sql.ErrNoRows) {
 				return ledger.ErrNotFound
 			}
@@ -334,7 +337,7 @@ func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error)
 			return nil
 		}
 		var before int
-		if err := l.read.before.QueryRowContext(ctx, r.Sheep, r.Priority, r.Seq, most-1).Scan(&before); err != nil {
+		if err := rs.read.before.QueryRowContext(ctx, r.Sheep, r.Priority, r.Seq, most-1).Scan(&before); err != nil {
 			return err
 		}
 		position = before + 1
@@ -356,26 +359,26 @@ func scanAll(rows *sql.Rows, whole bool) ([]row, error) {
 	return found, rows.Err()
 }
 
-// Waiting implements ledger.Ledger. How many jobs wait is known in memory; the
-// oldest of each model and address is found by an index.
-func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
+// Waiting implements ledger.Ledger. The numbers are in memory; the oldest job of each
+// model and address is found by an index.
+func (rs *records) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
 	var list []ledger.Waiting
-	err := l.call("look up the waiting jobs", func() error {
+	err := rs.call("look up the waiting jobs", func() error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		var rest int
-		list, rest = l.tally.waiting(most)
+		list, rest = rs.writer.tally.waiting(most)
 		for i := range list {
 			var at int64
 			w := &list[i]
-			err := l.read.oldest.QueryRowContext(ctx, w.Model.Name, w.Model.Version, w.Sheep).Scan(&at)
+			err := rs.read.oldest.QueryRowContext(ctx, w.Model.Name, w.Model.Version, w.Sheep).Scan(&at)
 			if err != nil && !errors.Is(err, sql.ErrNoRows) {
 				return err
 			}
 			w.Oldest = toTime(at)
 		}
-		// Those that were claimed since they were counted.
+		// Jobs without an oldest one were claimed since they were counted.
 		list = slices.DeleteFunc(list, func(w ledger.Waiting) bool { return w.Oldest.IsZero() })
 		if rest > 0 {
 			list = append(list, ledger.Waiting{Jobs: rest, Rest: true})
@@ -386,4 +389,38 @@ func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error
 		return nil, err
 	}
 	return list, nil
+}
+
+// Count implements ledger.Ledger. It has every state, also those of no record.
+func (rs *records) Count(ctx context.Context) (ledger.Counts, error) {
+	var counts ledger.Counts
+	err := rs.call("count jobs", func() error {
+		counts = rs.writer.tally.counts()
+		return ctx.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return counts, nil
+}
+
+// Queued implements ledger.Ledger.
+func (rs *records) Queued(ctx context.Context, tenant string, most int) (int, error) {
+	n := 0
+	err := rs.call("count the queued jobs of tenant "+tenant, func() error {
+		n = min(rs.writer.tally.queuedOf(tenant), most)
+		return ctx.Err()
+	})
+	return n, err
+}
+
+// Load implements ledger.Ledger.
+func (rs *records) Load(ctx context.Context) (ledger.Load, error) {
+	var load ledger.Load
+	err := rs.call("look up what is held", func() error {
+		w := rs.writer
+		load = w.tally.load(nil, w.cfg.Policy.HalfLife, w.now(), w.clock.now())
+		return ctx.Err()
+	})
+	return load, err
 }

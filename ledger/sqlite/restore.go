@@ -16,7 +16,7 @@ var _ ledger.Restorer = (*Ledger)(nil)
 // Restore implements ledger.Restorer.
 func (l *Ledger) Restore(ctx context.Context, saved []ledger.Saved) error {
 	return l.change(ctx, "restore records", func(t *tx) error {
-		for _, s := range saved { // before anything is written: a refusal must leave nothing
+		for _, s := range saved { // before the first write: a refusal changes nothing
 			switch _, err := t.byID(s.Record.ID); {
 			case err == nil:
 				return fmt.Errorf("job %s: %w", s.Record.ID, ledger.ErrExists)
@@ -36,8 +36,8 @@ func (l *Ledger) Restore(ctx context.Context, saved []ledger.Saved) error {
 func (t *tx) restore(s ledger.Saved) error {
 	restored, attempts, event := lifecycle.Restore(s, t.keep(), t.moment())
 	r := &row{Row: *restored}
-	defer func() { t.rows[r.ID] = nil }() // the record's times and limits are as another ledger told them
-	r.State = job.Queued                  // entered as any job, and then saved as it is
+	defer func() { t.rows[r.ID] = nil }() // not cached: other ledgers may keep times with another precision
+	r.State = job.Queued                  // inserted as a queued job, then saved with its state
 	if entered, err := t.insert(r); err != nil || !entered {
 		return cmp.Or(err, ledger.ErrExists)
 	}
@@ -45,8 +45,8 @@ func (t *tx) restore(s ledger.Saved) error {
 	if err := t.addWebhook(r); err != nil {
 		return err
 	}
-	if r.Blocked { // what it waits for may have ended by being restored
-		t.unsettled = append(t.unsettled, r.Seq)
+	if r.Blocked { // the jobs that it is after may be restored as ended
+		t.toUnblock = append(t.toUnblock, r.Seq)
 	}
 	for _, a := range attempts {
 		if err := t.insertAttempt(r.ID, a); err != nil {
@@ -54,7 +54,7 @@ func (t *tx) restore(s ledger.Saved) error {
 		}
 	}
 	if s.Record.State.Final() {
-		if _, err := t.exec(t.do.webhooks.complete, string(r.ID), r.Run); err != nil {
+		if _, err := t.exec(t.stmts.webhooks.complete, string(r.ID), r.Run); err != nil {
 			return err
 		}
 	}

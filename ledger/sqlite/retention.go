@@ -57,8 +57,8 @@ func (l *Ledger) Due(ctx context.Context, limit int) (due []ledger.Removal, next
 	return due, next, err
 }
 
-// The records whose files are due, and the age at which the next one is due. Needed records
-// that are not due are not scanned.
+// queryToRemove returns the records whose files are due, queryNextToRemove the age at which
+// the next one is due.
 const (
 	queryToRemove = `SELECT ` + listColumns + ` FROM jobs
 		WHERE remove_age > 0 AND remove_age <= ? AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = id) ORDER BY remove_age LIMIT ?`
@@ -90,12 +90,12 @@ func (l *Ledger) EndRemoval(ctx context.Context, id job.ID) error {
 		}
 		change, gone := r.EndRemoval(t.moment())
 		if !gone {
-			return t.made(r, change)
+			return t.writeChange(r, change)
 		}
 		if err := t.remove(r); err != nil {
 			return err
 		}
-		_, err = t.exec(t.do.removeAttempts, string(id))
+		_, err = t.exec(t.stmts.removeAttempts, string(id))
 		return err
 	}, nil)
 }

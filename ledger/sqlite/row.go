@@ -9,8 +9,8 @@ import (
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// columns are those of a row, in the order that (*row).scan reads them. A list of
-// records leaves the traceback out.
+// columns are those of a row, in the order in which (*row).scan reads them. listColumns,
+// for lists of records, leaves the traceback out.
 const (
 	listColumns = `seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
 	run, attempt, spent, enqueued_at, not_before, wait_until, deadline, claimed_at, started_at, finished_at, changed_at,
@@ -23,7 +23,7 @@ const (
 type row struct {
 	lifecycle.Row
 
-	// stored is what the file has, where it decides what the row is counted as.
+	// stored are the values in the file by which the row is counted.
 	stored struct {
 		state     job.State
 		claimable bool
@@ -38,7 +38,7 @@ func (r *row) retained() bool { return r.RemoveAge > 0 }
 
 func (r *row) group() group { return group{r.Model, r.Sheep, r.Tenant} }
 
-// scanRecord reads the listColumns, and the traceback where whole says so.
+// scanRecord reads the listColumns, and the traceback if whole is set.
 func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	var failure job.Failure
 	var limits, warnings, labels, after string
@@ -83,7 +83,7 @@ func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 
 func (r *row) scan(scan func(...any) error) error { return r.scanRecord(scan, true) }
 
-// encodeLimits, encodeLabels, encodeAfter and encodeWarnings are empty for none.
+// encodeLimits, encodeLabels, encodeAfter and encodeWarnings return "" for none.
 func encodeLimits(limits job.Limits) (string, error) {
 	if limits == (job.Limits{}) {
 		return "", nil
@@ -116,7 +116,7 @@ func encodeWarnings(warnings []string) (string, error) {
 	return string(text), err
 }
 
-// encodeKeep is -1 for nil.
+// encodeKeep returns -1 for nil.
 func encodeKeep(keep *time.Duration) int64 {
 	if keep == nil {
 		return -1
@@ -131,7 +131,7 @@ func decode(text string, into any) error {
 	return json.Unmarshal([]byte(text), into)
 }
 
-// toTime and fromTime keep a zero time as 0.
+// toTime and fromTime convert a zero time to 0 and back.
 func toTime(micros int64) time.Time {
 	if micros == 0 {
 		return time.Time{}

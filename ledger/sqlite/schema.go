@@ -6,16 +6,15 @@ import (
 	"fmt"
 )
 
-// applicationID marks the file as a ledger of shepherd ("shpl"), so that file(1)
-// can tell and another program's database is not taken for one.
+// applicationID marks the file as a ledger of shepherd ("shpl"), for file(1) and so that
+// the database of another program is refused.
 const applicationID = 0x7368706c
 
 // migrations[n] takes a ledger from schema n to schema n+1. The schema's number
 // is the file's user_version. A migration that was released is never edited.
 //
-// A list of statements and a number in the file's header are all that one file
-// with one owner needs; a migration library would cost start-up time and memory
-// to do the same.
+// One file with one owner needs no migration library, which would only add start-up time
+// and memory.
 var migrations = []string{
 	// One row per record. Times are microseconds since 1970, 0 for not yet.
 	// A record is waiting when it can be claimed: queued and held by nobody,
@@ -317,7 +316,7 @@ var migrations = []string{
 	uploadsSchema,
 }
 
-// migrate brings the ledger at path to the newest schema, each step in its own
+// migrate migrates the ledger at path to the newest schema, each version in its own
 // transaction.
 func migrate(ctx context.Context, conn *sql.Conn, path string) error {
 	var version, application, tables int
@@ -333,14 +332,14 @@ func migrate(ctx context.Context, conn *sql.Conn, path string) error {
 		return &newerError{path: path, schema: version, known: len(migrations)}
 	}
 	for ; version < len(migrations); version++ {
-		if err := step(ctx, conn, version); err != nil {
+		if err := migrateStep(ctx, conn, version); err != nil {
 			return fmt.Errorf("bring the schema from version %d to %d: %w", version, version+1, err)
 		}
 	}
 	return nil
 }
 
-func step(ctx context.Context, conn *sql.Conn, from int) error {
+func migrateStep(ctx context.Context, conn *sql.Conn, from int) error {
 	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return err

@@ -17,13 +17,13 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// TestMigrate opens a ledger of every earlier schema: the jobs in it are still
-// there, and go on.
+// TestMigrate opens a ledger of every earlier schema: its jobs are still there and can
+// run.
 func TestMigrate(t *testing.T) {
 	for version := 1; version < len(migrations); version++ {
 		t.Run(fmt.Sprint(version), func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "ledger.db")
-			old, err := sql.Open("sqlite", source(path))
+			old, err := sql.Open("sqlite", dataSource(path))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -77,8 +77,8 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// openOld opens a ledger that an earlier version made and left in testdata, an
-// hour later.
+// openOld opens the ledger of an earlier version in testdata, an hour after it was
+// written.
 func openOld(t *testing.T, name string) *Ledger {
 	t.Helper()
 	packed, err := os.Open(filepath.Join("testdata", name+".gz"))
@@ -104,9 +104,9 @@ func openOld(t *testing.T, name string) *Ledger {
 	return mustOpen(t, Config{Path: path, Now: func() time.Time { return made.Add(time.Hour + time.Since(begin)) }})
 }
 
-// TestMigrateVersion4 opens a ledger that the version before attempts and events
-// made, with jobs in every situation: all is as it was, claims are attempts under
-// way, and everything goes on.
+// TestMigrateVersion4 opens a ledger of version 4, which had no attempts and events, with
+// jobs in every situation: the records are unchanged, claims are attempts under way, and
+// the jobs can run.
 func TestMigrateVersion4(t *testing.T) {
 	l := openOld(t, "ledger-v4.db")
 	at := func(micros int64) time.Time { return time.UnixMicro(1795897969000000 + micros).UTC() }

@@ -5,10 +5,10 @@ import (
 	"database/sql"
 )
 
-// session runs the statements of one transaction. A transaction is shared by many callers,
-// so no caller's context ends it.
+// session runs the statements of one transaction. Many callers share it, so the statements
+// do not run under a caller's context.
 type session struct {
-	do     *statements
+	stmts  *statements
 	writes int  // statements that wrote
 	ran    int  // statements in all
 	failed bool // a statement failed: the transaction cannot be committed
@@ -43,7 +43,7 @@ func (c *session) query(each func(scan func(...any) error) error, s *sql.Stmt, a
 	return err
 }
 
-// queryOne reads a row; found is false where there is none.
+// queryOne reads one row; found is false where there is none.
 func (c *session) queryOne(into []any, s *sql.Stmt, args ...any) (found bool, err error) {
 	err = c.query(func(scan func(...any) error) error {
 		found = true

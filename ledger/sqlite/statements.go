@@ -8,7 +8,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// statements are all that the writer runs, prepared once.
+// statements are the prepared statements of the writer.
 type statements struct {
 	begin, commit, rollback *sql.Stmt
 
@@ -23,11 +23,11 @@ type statements struct {
 	webhooks                            webhookStatements
 	uploads                             uploadStatements
 
-	// Where a policy needs them, else nil; see policy.go.
+	// Only with a policy that needs them, else nil; see policy.go.
 	headsOf, saveUsed *sql.Stmt
 }
 
-// statement is a place for a prepared statement and its text.
+// statement is the text of a prepared statement and the place to store it.
 type statement struct {
 	name string
 	into **sql.Stmt
@@ -114,7 +114,7 @@ func (s *statements) list() []statement {
 
 func prepare(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*statements, error) {
 	s := new(statements)
-	for _, one := range append(s.list(), s.ofPolicy(policy)...) {
+	for _, one := range append(s.list(), s.policyStatements(policy)...) {
 		var err error
 		if *one.into, err = conn.PrepareContext(ctx, one.text); err != nil {
 			s.close()
@@ -125,7 +125,7 @@ func prepare(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*statem
 }
 
 func (s *statements) close() {
-	for _, one := range append(s.list(), s.ofPolicy(ledger.Policy{HalfLife: 1})...) {
+	for _, one := range append(s.list(), s.policyStatements(ledger.Policy{HalfLife: 1})...) {
 		if *one.into != nil {
 			(*one.into).Close()
 		}

@@ -35,15 +35,15 @@ func (h *harness) Open(t testing.TB) ledger.Ledger {
 	return mustOpen(t, h.cfg)
 }
 
-// Another gives the second node the ledger itself, which has one owner.
+// Another returns the ledger itself: only one process can have it open.
 func (h *harness) Another(_ testing.TB, open ledger.Ledger) ledger.Ledger { return shared{open} }
 
 type shared struct{ ledger.Ledger }
 
 func (shared) Close() error { return nil }
 
-// Crash takes the files as they are while the ledger is open: what a killed
-// process leaves in the page cache.
+// Crash copies the files while the ledger is open: a killed process leaves the same in the
+// page cache.
 func (h *harness) Crash(t testing.TB, _ ledger.Ledger) ledger.Ledger {
 	t.Helper()
 	left := filepath.Join(t.TempDir(), "ledger.db")

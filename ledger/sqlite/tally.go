@@ -13,7 +13,7 @@ import (
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// group is what claimable jobs are counted by.
+// group is the key by which claimable jobs are counted.
 type group struct {
 	model job.Model
 	sheep string // that they are addressed to
@@ -21,9 +21,9 @@ type group struct {
 	tenant string
 }
 
-// tally counts the records in each state, the claimable jobs of each model and
-// address, and the queued ones of each tenant, and knows what is held. It holds what
-// is committed.
+// tally counts the records in each state, the claimable jobs of each model and address,
+// and the queued jobs of each tenant, and lists the held jobs. It has the changes of
+// committed transactions.
 type tally struct {
 	mu        sync.Mutex
 	states    ledger.Counts
@@ -39,7 +39,7 @@ type tally struct {
 	used   map[string]lifecycle.Account // by tenant, where they share
 }
 
-// tallyChange is by how much one transaction changes the tally.
+// tallyChange is the difference that one transaction makes to the tally.
 type tallyChange struct {
 	states    ledger.Counts
 	claimable map[group]int
@@ -55,7 +55,7 @@ func newTallyChange() tallyChange {
 	return tallyChange{states: ledger.Counts{}, claimable: map[group]int{}, queued: map[string]int{}, claims: map[job.ID]*heldJob{}}
 }
 
-// countNew counts a record that was entered.
+// countNew counts a record that was inserted.
 func (c *tallyChange) countNew(r *row) {
 	c.states[r.State]++
 	c.count(r)
@@ -80,8 +80,7 @@ func (c *tallyChange) countRemoved(r *row) {
 	}
 }
 
-// count adds the difference between a record and what was stored of it, and updates what is
-// stored.
+// count adds the difference between a record and its stored values, and updates these.
 func (c *tallyChange) count(r *row) {
 	if now := r.Claimable(); now != r.stored.claimable {
 		c.claimable[r.group()] += plusOrMinus(now)
@@ -103,7 +102,8 @@ func (c *tallyChange) count(r *row) {
 	r.stored.state = r.State
 }
 
-// plusOrMinus is by how much a count changes with a record that now is, or is no more, of its kind.
+// plusOrMinus is the change of a count by a record that now belongs to it, or no longer
+// does.
 func plusOrMinus(now bool) int {
 	if now {
 		return 1
@@ -111,7 +111,7 @@ func plusOrMinus(now bool) int {
 	return -1
 }
 
-// loadTally counts what is in the file.
+// loadTally counts the records in the file.
 func loadTally(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*tally, error) {
 	t := &tally{
 		states: ledger.Counts{}, claimable: map[string]map[job.Model]int{}, queued: map[string]int{}, held: map[job.ID]heldJob{}, used: map[string]lifecycle.Account{},
@@ -177,7 +177,7 @@ func states() []job.State {
 	return []job.State{job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled}
 }
 
-// add takes over what a transaction has changed.
+// add adds the difference that a committed transaction makes.
 func (t *tally) add(made tallyChange) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -204,7 +204,7 @@ func (t *tally) add(made tallyChange) {
 	maps.Copy(t.used, made.used)
 }
 
-// addTo adds to a count, and forgets it where it comes to 0.
+// addTo adds to a count, and deletes it when it is 0.
 func addTo[K comparable](counts map[K]int, key K, n int) {
 	if counts[key] += n; counts[key] == 0 {
 		delete(counts, key)
@@ -237,6 +237,13 @@ func (t *tally) uploadCount() int {
 	return t.uploads
 }
 
+// queuedOf returns the number of queued records of a tenant.
+func (t *tally) queuedOf(tenant string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.queued[tenant]
+}
+
 // counts returns the number of records in each state.
 func (t *tally) counts() ledger.Counts {
 	t.mu.Lock()
@@ -248,7 +255,8 @@ func (t *tally) counts() ledger.Counts {
 	return counts
 }
 
-// expirable returns the number of records in a final state that no files keep.
+// expirable returns the number of records in a final state that do not wait for the
+// removal of their files.
 func (t *tally) expirable() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -270,8 +278,8 @@ func (t *tally) anyFor(slot ledger.Slot) bool {
 	return !slot.Addressed && slices.ContainsFunc(slot.Open, func(address string) bool { return t.anyOpen(address, slot) })
 }
 
-// anyOpen reports whether there is a claimable job with the address that the slot does
-// not except. The lock is held.
+// anyOpen reports whether there is a claimable job with the address whose model the slot
+// does not except. The lock is held.
 func (t *tally) anyOpen(address string, slot ledger.Slot) bool {
 	models := t.claimable[address]
 	if len(models) > 0 && slot.Only != "" || len(models) > len(slot.Except) {
@@ -285,8 +293,8 @@ func (t *tally) anyOpen(address string, slot ledger.Slot) bool {
 	return false
 }
 
-// waiting returns the groups with most jobs, at most so many entries, and how
-// many jobs are in none of them. Oldest is not set.
+// waiting returns up to most groups, those with most jobs first, and the number of jobs in
+// the others. Oldest is not set.
 func (t *tally) waiting(most int) (list []ledger.Waiting, rest int) {
 	t.mu.Lock()
 	for sheep, models := range t.claimable {

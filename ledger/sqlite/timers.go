@@ -2,36 +2,36 @@ package sqlite
 
 import "time"
 
-// timerBatch is how many jobs whose time has come one transaction changes at
-// most, of each kind.
+// timerBatch is how many jobs one transaction makes claimable, and how many it fails, at
+// most.
 const timerBatch = 64
 
-// runTimers makes jobs claimable whose time has come, and fails those that
-// waited for too long, where some are due.
+// runTimers makes jobs claimable whose time has come, and fails those that waited too
+// long. It reads nothing before the next timer is due.
 func (t *tx) runTimers() error {
 	if t.nextTimer.IsZero() || t.now.Before(t.nextTimer) {
 		return nil
 	}
-	due, err := t.queryJobs(t.do.due, fromTime(t.now), timerBatch)
+	due, err := t.queryJobs(t.stmts.due, fromTime(t.now), timerBatch)
 	if err != nil {
 		return err
 	}
 	for _, r := range due {
-		if err := t.made(r, r.Due(t.moment())); err != nil {
+		if err := t.writeChange(r, r.Due(t.moment())); err != nil {
 			return err
 		}
 	}
-	overdue, err := t.queryJobs(t.do.overdue, fromTime(t.now), timerBatch)
+	overdue, err := t.queryJobs(t.stmts.overdue, fromTime(t.now), timerBatch)
 	if err != nil {
 		return err
 	}
 	for _, r := range overdue {
-		if err := t.made(r, r.GiveUp(t.keep(), t.moment())); err != nil {
+		if err := t.writeChange(r, r.GiveUp(t.keep(), t.moment())); err != nil {
 			return err
 		}
 	}
 	var notBefore, giveUp int64
-	if _, err := t.queryOne([]any{&notBefore, &giveUp}, t.do.nextTimer); err != nil {
+	if _, err := t.queryOne([]any{&notBefore, &giveUp}, t.stmts.nextTimer); err != nil {
 		return err
 	}
 	t.nextTimer = time.Time{}
@@ -41,13 +41,4 @@ func (t *tx) runTimers() error {
 		}
 	}
 	return nil
-}
-
-// untilTimer is how long the writer can rest before a timer is due.
-func (w *writer) untilTimer() time.Duration {
-	const never = time.Hour
-	if w.nextTimer.IsZero() {
-		return never
-	}
-	return min(max(w.nextTimer.Sub(w.now()), 0), never)
 }

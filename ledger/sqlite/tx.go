@@ -8,15 +8,16 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// numbers are the last ones given out, and the last event that was pruned.
+// numbers are the last seq, token and event number that were given out, and the number of
+// the last event that was pruned.
 type numbers struct{ seq, token, event, pruned int64 }
 
-// reserve is how many numbers are marked as given out at a time, so that not
-// every transaction has to write the last ones. A crash leaves a gap.
+// reserve is how many numbers are written to the file as given out at a time, so that not
+// every transaction has to write them. A crash leaves a gap.
 const reserve = 1000
 
-// tx is one transaction: what it changed beside the rows, kept apart until the
-// commit succeeded.
+// tx is one transaction. It collects the changes of the state in memory, which are made
+// after the commit succeeded.
 type tx struct {
 	session
 	tallyChange
@@ -28,33 +29,33 @@ type tx struct {
 	saved   savedNumbers
 	events  []job.Event // that it recorded
 	removed int         // events
-	// rows are those that were written, for the cache; nil for what is to be read
+	// rows are those that were written, for the cache; nil where the row must be read
 	// from the file.
 	rows      map[job.ID]*row
 	nextTimer time.Time // no timer is due before; zero for none
-	ended     int       // records that came into a final state
-	unsettled []int64   // seqs of blocked records to look at
+	ended     int       // records that reached a final state
+	toUnblock []int64   // seqs of blocked records to look at
 	sweepMore bool      // there is more to expire
 }
 
 // byID reads a record, which the caller may change; ErrNotFound where there is
 // none.
 func (t *tx) byID(id job.ID) (*row, error) {
-	if r, ok := t.known(id); ok {
+	if r, ok := t.cached(id); ok {
 		return r, nil
 	}
-	return only(t.queryJobs(t.do.byID, string(id)))
+	return single(t.queryJobs(t.stmts.byID, string(id)))
 }
 
 func (t *tx) bySeq(seq int64) (*row, error) {
 	if r := t.w.rows.getSeq(seq); r != nil {
 		return t.byID(r.ID)
 	}
-	return only(t.queryJobs(t.do.bySeq, seq))
+	return single(t.queryJobs(t.stmts.bySeq, seq))
 }
 
-// known returns a copy of the row that this transaction or a late one wrote.
-func (t *tx) known(id job.ID) (*row, bool) {
+// cached returns a copy of a row that this transaction or a recent one wrote.
+func (t *tx) cached(id job.ID) (*row, bool) {
 	r, written := t.rows[id]
 	if !written {
 		r = t.w.rows.get(id)
@@ -66,7 +67,8 @@ func (t *tx) known(id job.ID) (*row, bool) {
 	return &c, true
 }
 
-func only(found []*row, err error) (*row, error) {
+// single returns the one row of a query by a unique key, or ErrNotFound.
+func single(found []*row, err error) (*row, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +78,8 @@ func only(found []*row, err error) (*row, error) {
 	return found[0], nil
 }
 
-// insert adds a queued record in the next place; false where there is a record of
-// the job.
+// insert adds a queued record with the next seq. It returns false where the job has a
+// record.
 func (t *tx) insert(r *row) (bool, error) {
 	limits, err := encodeLimits(r.Limits)
 	if err != nil {
@@ -92,7 +94,7 @@ func (t *tx) insert(r *row) (bool, error) {
 		return false, err
 	}
 	writes := t.writes
-	result, err := t.exec(t.do.insert, t.numbers.seq+1, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
+	result, err := t.exec(t.stmts.insert, t.numbers.seq+1, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
 		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.ChangedAt), r.Delayed, fromTime(r.GiveUpAt()), encodeKeep(r.Keep), labels, r.Idempotency,
 		after, r.Blocked, r.Group)
 	if err != nil {
@@ -110,7 +112,7 @@ func (t *tx) insert(r *row) (bool, error) {
 	return true, nil
 }
 
-// save writes what changed of a record.
+// save writes the columns of a record that can change.
 func (t *tx) save(r *row) error {
 	var failure job.Failure
 	if r.Failure != nil {
@@ -120,7 +122,7 @@ func (t *tx) save(r *row) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(t.do.save, string(r.State), r.Attempt, r.Spent, fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.ClaimedAt), fromTime(r.StartedAt), fromTime(r.FinishedAt),
+	_, err = t.exec(t.stmts.save, string(r.State), r.Attempt, r.Spent, fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.ClaimedAt), fromTime(r.StartedAt), fromTime(r.FinishedAt),
 		fromTime(r.ChangedAt), r.Holder, r.Node, int64(r.Token), r.Cancelling, r.Delayed, fromTime(r.GiveUpAt()), r.EndedAge,
 		r.Usage.GPUMemory, r.Usage.GPUTime.Microseconds(), warnings, failure.Type, failure.Message, failure.Traceback,
 		r.KeptFor.Microseconds(), r.RemoveAge, int(r.Removal), fromTime(r.RemovedAt), r.Blocked,
@@ -130,7 +132,7 @@ func (t *tx) save(r *row) error {
 	}
 	if r.State.Final() && !r.stored.state.Final() {
 		t.ended++
-		if err := t.ending(r.ID); err != nil {
+		if err := t.noteDependents(r.ID); err != nil {
 			return err
 		}
 	}
@@ -140,7 +142,7 @@ func (t *tx) save(r *row) error {
 	return nil
 }
 
-// setTimers has the record looked at when its time comes.
+// setTimers schedules the times at which the record becomes claimable or fails.
 func (t *tx) setTimers(r *row) {
 	if r.Delayed && !r.Blocked {
 		t.setTimer(r.NotBefore)
@@ -158,7 +160,7 @@ func (t *tx) setTimer(at time.Time) {
 
 // remove deletes a record, which is not claimable.
 func (t *tx) remove(r *row) error {
-	if _, err := t.exec(t.do.remove, r.Seq); err != nil {
+	if _, err := t.exec(t.stmts.remove, r.Seq); err != nil {
 		return err
 	}
 	t.rows[r.ID] = nil
@@ -166,7 +168,7 @@ func (t *tx) remove(r *row) error {
 	return nil
 }
 
-// record keeps the event of a change, nil for none.
+// record writes the event of a change, nil for none.
 func (t *tx) record(made *job.Event) error {
 	if made == nil {
 		return nil
@@ -182,7 +184,7 @@ func (t *tx) record(made *job.Event) error {
 	if status.Failure != nil {
 		failure = *status.Failure
 	}
-	_, err := t.exec(t.do.insertEvent, t.numbers.event, fromTime(event.At), t.age, string(event.Kind), string(event.Job), event.Run, event.Model.Name, event.Model.Version,
+	_, err := t.exec(t.stmts.insertEvent, t.numbers.event, fromTime(event.At), t.age, string(event.Kind), string(event.Job), event.Run, event.Model.Name, event.Model.Version,
 		event.Address, event.Tenant, event.Attempt, event.Sheep, event.Node,
 		string(event.State), string(event.Cause), event.Reason, event.Delayed,
 		fromTime(status.EnqueuedAt), fromTime(status.StartedAt), fromTime(status.FinishedAt), failure.Type, failure.Message, failure.Traceback)
@@ -195,21 +197,21 @@ func (t *tx) record(made *job.Event) error {
 
 func cursor(event int64) job.Cursor { return job.Cursor(strconv.FormatInt(event, 10)) }
 
-// savedNumbers is what the file says of the numbers and the age.
+// savedNumbers are the numbers and the age as they are in the file.
 type savedNumbers struct {
 	numbers
 	age int64
 }
 
-// saveNumbers keeps the numbers given out from being given out again. A
-// transaction that wrote nothing is left so: its commit costs no fsync.
+// saveNumbers writes the numbers that were given out, unless the file has larger ones.
+// Where the transaction wrote nothing, it writes nothing: the commit then needs no fsync.
 func (t *tx) saveNumbers() error {
 	if t.writes == 0 {
 		return nil
 	}
 	saved, given := &t.saved, t.numbers
 	if given.seq <= saved.seq && given.token <= saved.token && given.event <= saved.event && given.pruned == saved.pruned &&
-		t.age-saved.age < saveAgeBeside.Microseconds() {
+		t.age-saved.age < saveAgeWithChanges.Microseconds() {
 		return nil
 	}
 	for _, n := range []struct {
@@ -224,9 +226,9 @@ func (t *tx) saveNumbers() error {
 	return t.writeNumbers()
 }
 
-// saveAge writes the ledger's age where nothing else was written for long.
+// saveAge writes the ledger's age if it was not written for saveAgeIdle.
 func (t *tx) saveAge() error {
-	if t.age-t.saved.age < saveAgeAlone.Microseconds() {
+	if t.age-t.saved.age < saveAgeIdle.Microseconds() {
 		return nil
 	}
 	return t.writeNumbers()
@@ -234,6 +236,6 @@ func (t *tx) saveAge() error {
 
 func (t *tx) writeNumbers() error {
 	t.saved.age = t.age
-	_, err := t.exec(t.do.saveNumbers, t.saved.seq, t.saved.token, t.saved.event, t.saved.pruned, t.age, fromTime(t.now))
+	_, err := t.exec(t.stmts.saveNumbers, t.saved.seq, t.saved.token, t.saved.event, t.saved.pruned, t.age, fromTime(t.now))
 	return err
 }

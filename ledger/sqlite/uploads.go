@@ -16,6 +16,9 @@ import (
 
 var _ ledger.Uploads = (*Ledger)(nil)
 
+// uploads are the places in storage that are reserved for jobs which are not submitted yet.
+type uploads struct{ *database }
+
 // uploadsSchema is a migration. Times are microseconds since 1970.
 const uploadsSchema = `
 	-- One row per place that is reserved for a job which is not submitted yet. An id is
@@ -53,7 +56,7 @@ func (s *uploadStatements) list() []statement {
 	}
 }
 
-// upload is a row.
+// upload is a row of the table uploads.
 type upload struct {
 	job.Upload
 	dueAge int64
@@ -72,7 +75,7 @@ func scanUpload(scan func(...any) error) (u upload, err error) {
 	return u, nil
 }
 
-// keepFor keeps the reservation for some time from the transaction on.
+// keepFor extends the reservation to a time from now on.
 func (u *upload) keepFor(t *tx, keep time.Duration) {
 	if due := t.age + keep.Microseconds(); due > u.dueAge {
 		u.dueAge, u.Expires = due, t.now.Add(keep.Truncate(time.Microsecond))
@@ -81,7 +84,7 @@ func (u *upload) keepFor(t *tx, keep time.Duration) {
 
 // upload reads a reservation; nil where there is none.
 func (t *tx) upload(id job.ID) (*upload, error) {
-	if t.w.tally.uploadCount()+t.uploads <= 0 { // which is nearly always so
+	if t.w.tally.uploadCount()+t.uploads <= 0 { // the normal case
 		return nil, nil
 	}
 	var found *upload
@@ -89,12 +92,13 @@ func (t *tx) upload(id job.ID) (*upload, error) {
 		u, err := scanUpload(scan)
 		found = &u
 		return err
-	}, t.do.uploads.find, string(id))
+	}, t.stmts.uploads.find, string(id))
 	return found, err
 }
 
-// mayEndUpload says why a new record may not take the place that is reserved for its id.
-func (t *tx) mayEndUpload(rec job.Record) error {
+// checkUpload returns the error with which a new record is refused because of the
+// reservation of its id.
+func (t *tx) checkUpload(rec job.Record) error {
 	u, err := t.upload(rec.ID)
 	switch {
 	case err != nil || u == nil:
@@ -112,7 +116,7 @@ func (t *tx) endUpload(id job.ID) error {
 	if t.w.tally.uploadCount()+t.uploads <= 0 {
 		return nil
 	}
-	result, err := t.exec(t.do.uploads.drop, string(id))
+	result, err := t.exec(t.stmts.uploads.drop, string(id))
 	if err != nil {
 		return err
 	}
@@ -122,14 +126,14 @@ func (t *tx) endUpload(id job.ID) error {
 }
 
 // ReserveUpload implements ledger.Uploads.
-func (l *Ledger) ReserveUpload(ctx context.Context, reserve job.Upload, keep time.Duration) (job.Upload, error) {
+func (p *uploads) ReserveUpload(ctx context.Context, reserve job.Upload, keep time.Duration) (job.Upload, error) {
 	files, err := filesText(reserve.Files)
 	if err != nil {
 		return job.Upload{}, err
 	}
 	reserve.Files = slices.Clone(reserve.Files)
 	var kept upload
-	err = l.change(ctx, "reserve the place of job "+string(reserve.ID), func(t *tx) error {
+	err = p.change(ctx, "reserve the place of job "+string(reserve.ID), func(t *tx) error {
 		switch _, err := t.byID(reserve.ID); {
 		case err == nil:
 			return ledger.ErrExists
@@ -141,7 +145,7 @@ func (l *Ledger) ReserveUpload(ctx context.Context, reserve job.Upload, keep tim
 		}
 		kept = upload{Upload: job.Upload{ID: reserve.ID, Tenant: reserve.Tenant, Created: t.now, Files: reserve.Files}}
 		kept.keepFor(t, keep)
-		_, err := t.exec(t.do.uploads.insert, string(kept.ID), kept.Tenant, kept.Created.UnixMicro(), kept.Expires.UnixMicro(), kept.dueAge, files)
+		_, err := t.exec(t.stmts.uploads.insert, string(kept.ID), kept.Tenant, kept.Created.UnixMicro(), kept.Expires.UnixMicro(), kept.dueAge, files)
 		t.uploads++
 		return err
 	}, nil)
@@ -152,10 +156,10 @@ func (l *Ledger) ReserveUpload(ctx context.Context, reserve job.Upload, keep tim
 }
 
 // KeepUpload implements ledger.Uploads.
-func (l *Ledger) KeepUpload(ctx context.Context, u job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
+func (p *uploads) KeepUpload(ctx context.Context, u job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
 	files = slices.Clone(files)
 	var kept *upload
-	err := l.change(ctx, "keep the place of job "+string(u.ID), func(t *tx) (err error) {
+	err := p.change(ctx, "keep the place of job "+string(u.ID), func(t *tx) (err error) {
 		kept, err = t.upload(u.ID)
 		switch {
 		case err != nil:
@@ -173,7 +177,7 @@ func (l *Ledger) KeepUpload(ctx context.Context, u job.Upload, files []job.Uploa
 		if err != nil {
 			return err
 		}
-		_, err = t.exec(t.do.uploads.keep, kept.Expires.UnixMicro(), kept.dueAge, text, string(u.ID))
+		_, err = t.exec(t.stmts.uploads.keep, kept.Expires.UnixMicro(), kept.dueAge, text, string(u.ID))
 		return err
 	}, nil)
 	if err != nil {
@@ -183,13 +187,13 @@ func (l *Ledger) KeepUpload(ctx context.Context, u job.Upload, files []job.Uploa
 }
 
 // Upload implements ledger.Uploads.
-func (l *Ledger) Upload(ctx context.Context, id job.ID) (job.Upload, error) {
+func (p *uploads) Upload(ctx context.Context, id job.ID) (job.Upload, error) {
 	var found upload
-	err := l.call("look for the place of job "+string(id), func() (err error) {
-		if l.tally.uploadCount() == 0 {
+	err := p.call("look for the place of job "+string(id), func() (err error) {
+		if p.writer.tally.uploadCount() == 0 {
 			return cmp.Or(ctx.Err(), ledger.ErrNotFound)
 		}
-		found, err = scanUpload(l.reads.QueryRowContext(ctx, queryUpload, string(id)).Scan)
+		found, err = scanUpload(p.reads.QueryRowContext(ctx, queryUpload, string(id)).Scan)
 		if errors.Is(err, sql.ErrNoRows) {
 			err = ledger.ErrNotFound
 		}
@@ -199,13 +203,13 @@ func (l *Ledger) Upload(ctx context.Context, id job.ID) (job.Upload, error) {
 }
 
 // DueUploads implements ledger.Uploads.
-func (l *Ledger) DueUploads(ctx context.Context, limit int) (due []job.Upload, next time.Duration, err error) {
-	err = l.call("look for uploads to remove", func() error {
-		if l.tally.uploadCount() == 0 {
+func (p *uploads) DueUploads(ctx context.Context, limit int) (due []job.Upload, next time.Duration, err error) {
+	err = p.call("look for uploads to remove", func() error {
+		if p.writer.tally.uploadCount() == 0 {
 			return ctx.Err()
 		}
-		age := l.writer.clock.now()
-		rows, err := l.reads.QueryContext(ctx, queryDueUploads, limit+1)
+		age := p.writer.clock.now()
+		rows, err := p.reads.QueryContext(ctx, queryDueUploads, limit+1)
 		if err != nil {
 			return err
 		}
@@ -227,9 +231,9 @@ func (l *Ledger) DueUploads(ctx context.Context, limit int) (due []job.Upload, n
 }
 
 // BeginUploadRemoval implements ledger.Uploads.
-func (l *Ledger) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (job.Upload, error) {
+func (p *uploads) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (job.Upload, error) {
 	var begun *upload
-	err := l.change(ctx, "begin the removal of the upload of job "+string(id), func(t *tx) (err error) {
+	err := p.change(ctx, "begin the removal of the upload of job "+string(id), func(t *tx) (err error) {
 		begun, err = t.upload(id)
 		switch {
 		case err != nil:
@@ -240,7 +244,7 @@ func (l *Ledger) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (j
 			return nil
 		}
 		begun.Removing = true
-		_, err = t.exec(t.do.uploads.remove, string(id))
+		_, err = t.exec(t.stmts.uploads.remove, string(id))
 		return err
 	}, nil)
 	if err != nil {
@@ -250,8 +254,8 @@ func (l *Ledger) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (j
 }
 
 // EndUploadRemoval implements ledger.Uploads.
-func (l *Ledger) EndUploadRemoval(ctx context.Context, id job.ID) error {
-	return l.change(ctx, "end the removal of the upload of job "+string(id), func(t *tx) error {
+func (p *uploads) EndUploadRemoval(ctx context.Context, id job.ID) error {
+	return p.change(ctx, "end the removal of the upload of job "+string(id), func(t *tx) error {
 		u, err := t.upload(id)
 		if err != nil || u == nil || !u.Removing {
 			return err
@@ -261,7 +265,7 @@ func (l *Ledger) EndUploadRemoval(ctx context.Context, id job.ID) error {
 }
 
 func filesText(files []job.UploadFile) (string, error) {
-	text, err := json.Marshal(append([]job.UploadFile{}, files...)) // a list also where it is empty
+	text, err := json.Marshal(append([]job.UploadFile{}, files...)) // [] and not null
 	if err != nil {
 		return "", fmt.Errorf("write the files of an upload as JSON: %w", err)
 	}

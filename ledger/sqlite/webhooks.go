@@ -20,6 +20,9 @@ import (
 
 var _ ledger.Webhooks = (*Ledger)(nil)
 
+// deliveries are the webhooks of jobs and the messages for their receivers.
+type deliveries struct{ *database }
+
 // webhooksSchema is a migration. Times are microseconds since 1970, 0 for none.
 const webhooksSchema = `
 	-- The webhook of a run, for as long as its messages are not complete or the job has
@@ -110,7 +113,7 @@ func (s *webhookStatements) list() []statement {
 	}
 }
 
-// addWebhook keeps the webhook that a run was created with.
+// addWebhook writes the webhook of a new run.
 func (t *tx) addWebhook(r *row) error {
 	if r.Webhook.IsZero() {
 		return nil
@@ -119,21 +122,21 @@ func (t *tx) addWebhook(r *row) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(t.do.webhooks.add, string(r.ID), r.Run, string(text))
-	r.Webhook = job.Webhook{} // it is kept beside the record
+	_, err = t.exec(t.stmts.webhooks.add, string(r.ID), r.Run, string(text))
+	r.Webhook = job.Webhook{} // it has a table of its own
 	return err
 }
 
 // JobWebhooks implements ledger.Webhooks.
-func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
+func (d *deliveries) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
 	found := map[ledger.JobRun]job.Webhook{}
-	err := l.call("look up webhooks of jobs", func() error {
+	err := d.call("look up webhooks of jobs", func() error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		for _, run := range runs {
 			var text string
-			err := l.read.webhook.QueryRowContext(context.WithoutCancel(ctx), string(run.Job), run.Run).Scan(&text)
+			err := d.read.webhook.QueryRowContext(context.WithoutCancel(ctx), string(run.Job), run.Run).Scan(&text)
 			if errors.Is(err, sql.ErrNoRows) {
 				continue
 			}
@@ -152,27 +155,27 @@ func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[led
 }
 
 // QueueDeliveries implements ledger.Webhooks.
-func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
+func (d *deliveries) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
 	var moved bool
-	err := l.change(ctx, "queue messages for receivers of webhooks", func(t *tx) error {
+	err := d.change(ctx, "queue messages for receivers of webhooks", func(t *tx) error {
 		var at string
-		if _, err := t.queryOne([]any{&at}, t.do.webhooks.checkpoint, consumer); err != nil {
+		if _, err := t.queryOne([]any{&at}, t.stmts.webhooks.checkpoint, consumer); err != nil {
 			return err
 		}
 		if moved = at == string(from); !moved {
 			return nil
 		}
-		if _, err := t.exec(t.do.setCheckpoint, consumer, string(to)); err != nil {
+		if _, err := t.exec(t.stmts.setCheckpoint, consumer, string(to)); err != nil {
 			return err
 		}
 		for _, m := range messages {
-			_, err := t.exec(t.do.webhooks.queue, m.ID, m.Receiver, string(m.Job), m.Run, m.Tenant, string(m.Kind), string(m.Payload), fromTime(t.now))
+			_, err := t.exec(t.stmts.webhooks.queue, m.ID, m.Receiver, string(m.Job), m.Run, m.Tenant, string(m.Kind), string(m.Payload), fromTime(t.now))
 			if err != nil {
 				return err
 			}
 		}
 		for _, run := range complete {
-			for _, s := range []*sql.Stmt{t.do.webhooks.complete, t.do.webhooks.dropUnknown} {
+			for _, s := range []*sql.Stmt{t.stmts.webhooks.complete, t.stmts.webhooks.dropUnknown} {
 				if _, err := t.exec(s, string(run.Job), run.Run); err != nil {
 					return err
 				}
@@ -184,7 +187,7 @@ func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to 
 }
 
 // ClaimDeliveries implements ledger.Webhooks. It writes nothing where no message is due.
-func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) ([]job.Delivery, time.Duration, error) {
+func (d *deliveries) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) ([]job.Delivery, time.Duration, error) {
 	const doing = "claim messages for receivers of webhooks"
 	left, err := json.Marshal(append([]string{}, except...))
 	if err != nil {
@@ -192,10 +195,10 @@ func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string
 	}
 	var next time.Duration
 	idle := false
-	err = l.call(doing, func() error {
+	err = d.call(doing, func() error {
 		var at int64
-		err := l.read.nextDue.QueryRowContext(ctx, string(left)).Scan(&at)
-		switch now := fromTime(l.writer.now()); {
+		err := d.read.nextDue.QueryRowContext(ctx, string(left)).Scan(&at)
+		switch now := fromTime(d.writer.now()); {
 		case errors.Is(err, sql.ErrNoRows):
 			idle = true
 		case err != nil:
@@ -209,29 +212,29 @@ func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string
 		return nil, next, err
 	}
 	var due []job.Delivery
-	err = l.change(ctx, doing, func(t *tx) error {
-		due, next = nil, 0 // this may run again
+	err = d.change(ctx, doing, func(t *tx) error {
+		due, next = nil, 0 // the transaction may run again
 		now := fromTime(t.now)
 		err := t.query(func(scan func(...any) error) error {
 			var payload string
-			d, err := scanDelivery(scan, &payload)
-			d.Payload = []byte(payload)
-			due = append(due, d)
+			m, err := scanDelivery(scan, &payload)
+			m.Payload = []byte(payload)
+			due = append(due, m)
 			return err
-		}, t.do.webhooks.due, now, string(left), limit)
+		}, t.stmts.webhooks.due, now, string(left), limit)
 		if err != nil {
 			return err
 		}
 		until := now + hold.Microseconds()
 		for i := range due {
-			if _, err := t.exec(t.do.webhooks.claim, until, due[i].Seq); err != nil {
+			if _, err := t.exec(t.stmts.webhooks.claim, until, due[i].Seq); err != nil {
 				return err
 			}
 			due[i].Tries++
 			due[i].Due = toTime(until)
 		}
 		var at int64
-		found, err := t.queryOne([]any{&at}, t.do.webhooks.next, string(left))
+		found, err := t.queryOne([]any{&at}, t.stmts.webhooks.next, string(left))
 		if found {
 			next = max(time.Duration(at-now)*time.Microsecond, 1)
 		}
@@ -244,37 +247,37 @@ func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string
 }
 
 // SettleDelivery implements ledger.Webhooks.
-func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result ledger.DeliveryResult) error {
+func (d *deliveries) SettleDelivery(ctx context.Context, id string, try int, result ledger.DeliveryResult) error {
 	problem := ledger.ClipProblem(result.Problem)
-	return l.change(ctx, "settle message "+id, func(t *tx) error {
+	return d.change(ctx, "settle message "+id, func(t *tx) error {
 		now := fromTime(t.now)
 		if result.State == job.DeliveryWaiting {
-			_, err := t.exec(t.do.webhooks.postpone, now+max(result.Pause.Microseconds(), 1), result.Status, problem, id, try)
+			_, err := t.exec(t.stmts.webhooks.postpone, now+max(result.Pause.Microseconds(), 1), result.Status, problem, id, try)
 			return err
 		}
 		var receiver, of string
 		var again bool
 		t.writes++
-		found, err := t.queryOne([]any{&receiver, &of, &again}, t.do.webhooks.settle, string(result.State), now, t.age, result.Status, problem, id, try)
+		found, err := t.queryOne([]any{&receiver, &of, &again}, t.stmts.webhooks.settle, string(result.State), now, t.age, result.Status, problem, id, try)
 		if err != nil || !found || again {
 			return err
 		}
-		_, err = t.exec(t.do.webhooks.advance, receiver, of, now)
+		_, err = t.exec(t.stmts.webhooks.advance, receiver, of, now)
 		return err
 	}, nil)
 }
 
 // Redeliver implements ledger.Webhooks.
-func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
+func (d *deliveries) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
 	var again job.Delivery
-	err := l.change(ctx, "deliver message "+id+" again", func(t *tx) error {
+	err := d.change(ctx, "deliver message "+id+" again", func(t *tx) error {
 		found := false
 		find := func() error {
 			return t.query(func(scan func(...any) error) (err error) {
 				found = true
 				again, err = scanDelivery(scan)
 				return err
-			}, t.do.webhooks.find, id)
+			}, t.stmts.webhooks.find, id)
 		}
 		if err := find(); err != nil {
 			return err
@@ -285,7 +288,7 @@ func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery
 		if again.State == job.DeliveryWaiting && again.Due.IsZero() {
 			return nil
 		}
-		if _, err := t.exec(t.do.webhooks.again, fromTime(t.now), again.Seq); err != nil {
+		if _, err := t.exec(t.stmts.webhooks.again, fromTime(t.now), again.Seq); err != nil {
 			return err
 		}
 		return find()
@@ -297,25 +300,25 @@ func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery
 }
 
 // Deliveries implements ledger.Webhooks.
-func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error) {
+func (d *deliveries) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error) {
 	const doing = "list messages for receivers of webhooks"
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("%s: a page of %d: %w", doing, limit, errdefs.ErrInternal)
 	}
 	var listed []job.Delivery
-	err := l.call(doing, func() error {
+	err := d.call(doing, func() error {
 		query, args := deliveriesQuery(filter, cursor, limit+1)
-		rows, err := l.reads.QueryContext(ctx, query, args...)
+		rows, err := d.reads.QueryContext(ctx, query, args...)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
 		for rows.Next() {
-			d, err := scanDelivery(rows.Scan)
+			m, err := scanDelivery(rows.Scan)
 			if err != nil {
 				return err
 			}
-			listed = append(listed, d)
+			listed = append(listed, m)
 		}
 		return rows.Err()
 	})
@@ -358,16 +361,16 @@ func deliveriesQuery(filter job.DeliveryFilter, cursor int64, limit int) (string
 	return query.String(), append(args, limit)
 }
 
-// undeliveredQuery counts the messages that wait, by receiver, and names each that is out
-// of order. Each part reads an index of messages that wait alone.
+// undeliveredQuery counts the messages that wait, by receiver, and lists each one that is
+// delivered out of order. Each part reads an index that has only messages that wait.
 const undeliveredQuery = `SELECT receiver, count(*), min(created_at) FROM deliveries INDEXED BY deliveries_in_order WHERE state = 'waiting' AND again = 0 GROUP BY receiver
 	UNION ALL SELECT receiver, 1, created_at FROM deliveries WHERE due_at > 0 AND state = 'waiting' AND again = 1`
 
 // Undelivered implements ledger.Webhooks.
-func (l *Ledger) Undelivered(ctx context.Context) ([]ledger.Backlog, error) {
+func (d *deliveries) Undelivered(ctx context.Context) ([]ledger.Backlog, error) {
 	waiting := make(map[string]ledger.Backlog)
-	err := l.call("count messages for receivers of webhooks", func() error {
-		rows, err := l.reads.QueryContext(ctx, undeliveredQuery)
+	err := d.call("count messages for receivers of webhooks", func() error {
+		rows, err := d.reads.QueryContext(ctx, undeliveredQuery)
 		if err != nil {
 			return err
 		}
@@ -398,18 +401,18 @@ func (l *Ledger) Undelivered(ctx context.Context) ([]ledger.Backlog, error) {
 }
 
 // ExpireDeliveries implements ledger.Webhooks.
-func (l *Ledger) ExpireDeliveries(ctx context.Context, age time.Duration, keep, limit int) (int, error) {
+func (d *deliveries) ExpireDeliveries(ctx context.Context, age time.Duration, keep, limit int) (int, error) {
 	var gone int64
-	err := l.change(ctx, "remove messages for receivers of webhooks", func(t *tx) error {
-		gone = 0 // this may run again
+	err := d.change(ctx, "remove messages for receivers of webhooks", func(t *tx) error {
+		gone = 0 // the transaction may run again
 		var last int64
-		if _, err := t.queryOne([]any{&last}, t.do.webhooks.lastQueued); err != nil {
+		if _, err := t.queryOne([]any{&last}, t.stmts.webhooks.lastQueued); err != nil {
 			return err
 		}
 		for _, expire := range []struct {
 			by    *sql.Stmt
 			bound int64
-		}{{t.do.webhooks.expireByAge, t.age - age.Microseconds()}, {t.do.webhooks.expireByNumber, last - int64(keep)}} {
+		}{{t.stmts.webhooks.expireByAge, t.age - age.Microseconds()}, {t.stmts.webhooks.expireByNumber, last - int64(keep)}} {
 			result, err := t.exec(expire.by, expire.bound, int64(limit)-gone)
 			if err != nil {
 				return err
@@ -428,7 +431,7 @@ func (l *Ledger) ExpireDeliveries(ctx context.Context, age time.Duration, keep, 
 	return int(gone), nil
 }
 
-// scanDelivery reads the deliveryColumns and what follows them.
+// scanDelivery reads the deliveryColumns and the columns after them.
 func scanDelivery(scan func(...any) error, more ...any) (job.Delivery, error) {
 	var d job.Delivery
 	var created, began, due, settled int64

@@ -15,7 +15,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// together has the calls wait in the writer's queue and be taken as one batch.
+// together makes the calls so that the writer takes them as one batch.
 func together(t *testing.T, l *Ledger, calls ...func()) {
 	t.Helper()
 	var group sync.WaitGroup
@@ -40,8 +40,8 @@ func openTemp(t *testing.T, cfg Config) *Ledger {
 	return mustOpen(t, cfg)
 }
 
-// TestGroupCommit makes many callers' changes durable by one commit, the
-// refused among them included.
+// TestGroupCommit: one commit makes the changes of many callers durable, refused ones
+// included.
 func TestGroupCommit(t *testing.T) {
 	l := openTemp(t, Config{})
 	const n = 40
@@ -73,8 +73,8 @@ func TestGroupCommit(t *testing.T) {
 	}
 }
 
-// TestRefusedNeighbours refuses one caller in every way there is: that is the
-// answer to it alone, and the commit of the others is one.
+// TestRefusedNeighbours: a refusal of any kind is the answer to its caller only, and the
+// changes of the others share one commit.
 func TestRefusedNeighbours(t *testing.T) {
 	l := openTemp(t, Config{})
 	for _, rec := range []job.Record{{ID: "open"}, {ID: "ended"}, {ID: "others", Tenant: "wool"}} {
@@ -126,8 +126,8 @@ func TestRefusedNeighbours(t *testing.T) {
 
 var errRefused = fmt.Errorf("some refusal to come: %w", errdefs.ErrConflict)
 
-// TestBadNeighbour has one change of a batch fail halfway: the others are made
-// nevertheless, and no event is missing or told of what was not made.
+// TestBadNeighbour: where one change of a batch fails halfway, the others are made, and
+// there are events of exactly those.
 func TestBadNeighbour(t *testing.T) {
 	for name, fail := range map[string]func(*tx) error{
 		"by itself":    func(*tx) error { return errBroken },
@@ -173,7 +173,7 @@ func TestBadNeighbour(t *testing.T) {
 
 var errBroken = errors.New("broken")
 
-// TestNoNeedlessCommit leaves the disk alone where nothing changes.
+// TestNoNeedlessCommit: where nothing changes, nothing is written.
 func TestNoNeedlessCommit(t *testing.T) {
 	l := openTemp(t, Config{})
 	before := l.writer.commits.Load()
@@ -194,8 +194,7 @@ func TestNoNeedlessCommit(t *testing.T) {
 	}
 }
 
-// TestExpiryByAge lets records grow old: they go in small steps, and only those
-// that ended.
+// TestExpiryByAge: old records expire in small steps, and only those that ended.
 func TestExpiryByAge(t *testing.T) {
 	t.Parallel()
 	const n = 300
@@ -240,7 +239,7 @@ func TestExpiryByAge(t *testing.T) {
 	}
 }
 
-// TestExpiryStep bounds what one transaction removes.
+// TestExpiryStep: the number of records that one transaction removes is bounded.
 func TestExpiryStep(t *testing.T) {
 	cfg := Config{Path: filepath.Join(t.TempDir(), "ledger.db"), KeepJobs: 1000}
 	l := mustOpen(t, cfg)
@@ -250,20 +249,20 @@ func TestExpiryStep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, alone := range []bool{true, false} {
+	for _, idle := range []bool{true, false} {
 		err := l.change(t.Context(), "expire", func(tx *tx) error {
 			keep := tx.w.cfg.KeepJobs
 			defer func() { tx.w.cfg.KeepJobs = keep }()
-			tx.w.cfg.KeepJobs, tx.w.sweeping = 1, true
-			if err := tx.expire(alone); err != nil {
+			tx.w.cfg.KeepJobs, tx.w.maintenance.sweeping = 1, true
+			if err := tx.expire(idle); err != nil {
 				return err
 			}
-			want := expireBeside
-			if alone {
-				want = expireAlone
+			want := expireWithChanges
+			if idle {
+				want = expireIdle
 			}
 			if got := -tx.states[job.Cancelled]; got != want {
-				t.Errorf("alone %v: %d records expired at once, want %d", alone, got, want)
+				t.Errorf("idle %v: %d records expired at once, want %d", idle, got, want)
 			}
 			if !tx.sweepMore {
 				t.Error("the rest is forgotten")

@@ -174,6 +174,87 @@ func TestPresigned(t *testing.T) {
 	}
 }
 
+// TestPresignedByVersion2 sends what boto3 presigns unless it is told otherwise. (TestBoto3
+// has boto3 do it.)
+func TestPresignedByVersion2(t *testing.T) {
+	s := start(t, t.TempDir())
+	c := s.client(nil)
+	b := s.bucket(c, "version2")
+	later := time.Now().Add(time.Minute)
+	send := func(method, path, query string, at time.Time, text string, change func(*http.Request)) (*http.Response, []byte) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.addr+path+"?"+query, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if method == "PUT" {
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader("hello")), 5
+		}
+		r = presignV2(r, at, text)
+		if change != nil {
+			change(r)
+		}
+		return s.send(r)
+	}
+	header := func(name, value string) func(*http.Request) {
+		return func(r *http.Request) { r.Header.Set(name, value) }
+	}
+	key := "/" + b + "/a%20b%2F%C3%BC+c"
+	object := "%s\n\n\n%d\n" + strings.ReplaceAll(key, "%", "%%")
+
+	answer, text := send("PUT", key, "content-type=text%2Fx&x-amz-meta-a-b=1&x-amz-meta-a=2", later,
+		"%s\n\ntext/x\n%d\nx-amz-meta-a:2\nx-amz-meta-a-b:1\n"+strings.ReplaceAll(key, "%", "%%"), nil)
+	wantAnswer(t, answer, text, 200, "")
+	answer, text = send("GET", key, "", later, object, nil)
+	wantAnswer(t, answer, text, 200, "hello")
+	if h := answer.Header; h.Get("Content-Type") != "text/x" || h.Get("X-Amz-Meta-A") != "2" || h.Get("X-Amz-Meta-A-B") != "1" {
+		t.Errorf("the headers that the URL gave became %v", h)
+	}
+	answer, text = send("GET", key, "response-content-type=a%2Fb&response-content-disposition=x%20%26%20y", later,
+		object+"?response-content-disposition=x & y&response-content-type=a/b", header("Range", "bytes=1-2"))
+	wantAnswer(t, answer, text, 206, "el")
+	if h := answer.Header; h.Get("Content-Type") != "a/b" || h.Get("Content-Disposition") != "x & y" {
+		t.Errorf("answered with the headers %v", h)
+	}
+	answer, text = send("GET", "/a%20b%2F%C3%BC+c", "", later, object, func(r *http.Request) { r.Host = b + ".localhost" })
+	wantAnswer(t, answer, text, 200, "hello")
+
+	for _, test := range []struct {
+		name, method, path, query string
+		at                        time.Time
+		text                      string
+		change                    func(*http.Request)
+		status                    int
+		code                      string
+	}{
+		{"expired", "GET", key, "", time.Now().Add(-2 * time.Second), object, nil, 403, "AccessDenied"},
+		{"another key", "GET", key + "x", "", later, object, nil, 403, "SignatureDoesNotMatch"},
+		{"another operation", "GET", key, "tagging", later, object, nil, 403, "SignatureDoesNotMatch"},
+		{"another method", "DELETE", key, "", later, "GET" + strings.TrimPrefix(object, "%s") + "%.0s", nil, 403, "SignatureDoesNotMatch"},
+		{"another time", "GET", key, "", later, object, func(r *http.Request) {
+			r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "Expires=", "Expires=9", 1)
+		}, 403, "SignatureDoesNotMatch"},
+		{"no time", "GET", key, "", later, object, func(r *http.Request) {
+			r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "Expires=", "Expires=x", 1)
+		}, 403, "AccessDenied"},
+		{"somebody else", "GET", key, "", later, object, func(r *http.Request) {
+			r.URL.RawQuery = strings.Replace(r.URL.RawQuery, accessKey, "x", 1)
+		}, 403, "InvalidAccessKeyId"},
+		{"a type that is not signed", "PUT", key, "", later, object, header("Content-Type", "a/b"), 403, "SignatureDoesNotMatch"},
+		{"a header that is not signed", "PUT", key, "", later, object, header("X-Amz-Meta-A", "b"), 403, "SignatureDoesNotMatch"},
+		{"a copy", "PUT", key, "x-amz-copy-source=" + url.QueryEscape(key), later, object, nil, 403, "SignatureDoesNotMatch"},
+		{"a parameter that is not signed", "GET", "/" + b, "prefix=x", later, "%s\n\n\n%d\n/" + b, nil, 400, "InvalidRequest"},
+		{"a value that is two parameters", "GET", key, "response-expires=1%26tagging", later, object + "?response-expires=1&tagging", nil, 400, "InvalidRequest"},
+		{"a line break", "PUT", key, "x-amz-meta-a=b%0Ax-amz-meta-c:d", later, "%s\n\n\n%d\nx-amz-meta-a:b\nx-amz-meta-c:d\n" + key, nil, 400, "InvalidArgument"},
+		{"signed chunks", "PUT", key, "", later, object, header("X-Amz-Content-Sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"), 400, "InvalidRequest"},
+	} {
+		answer, text := send(test.method, test.path, test.query, test.at, test.text, test.change)
+		if answer.StatusCode != test.status || !bytes.Contains(text, []byte("<Code>"+test.code+"</Code>")) {
+			t.Errorf("%s: %s %s, want %d %s", test.name, answer.Status, text, test.status, test.code)
+		}
+	}
+}
+
 func TestForgedChunks(t *testing.T) {
 	s := start(t, t.TempDir())
 	c := s.client(nil)

@@ -1,8 +1,6 @@
 package embedded
 
 import (
-	"crypto/hmac"
-	"crypto/sha1"
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/json"
@@ -95,8 +93,8 @@ func (h *handler) postObject(r *request) error {
 	}
 	f.fields["key"] = strings.ReplaceAll(key, "${filename}", f.file.FileName())
 	key = f.fields["key"]
-	if err := h.verifier.verifyForm(f); err != nil {
-		return err
+	if refused := h.verifier.verifyForm(f); refused != nil {
+		return refused
 	}
 	f.fields["bucket"] = r.bucket
 	limits, err := checkPolicy(f, h.verifier.now())
@@ -224,7 +222,7 @@ func answerForm(r *request, f *form, info *folder.Info) error {
 
 // verifyForm returns an error unless a form's policy is signed with the keys: by
 // Signature Version 4, or by Version 2, which older clients use for forms.
-func (v *verifier) verifyForm(f *form) error {
+func (v *verifier) verifyForm(f *form) *apiError {
 	policy := f.field("policy")
 	if policy == "" {
 		if f.field("x-amz-signature") == "" && f.field("signature") == "" {
@@ -238,11 +236,9 @@ func (v *verifier) verifyForm(f *form) error {
 			return badRequest(codeInvalidArgument, "Bucket POST must contain a field named 'AWSAccessKeyId' and one named 'signature', or the fields of Signature Version 4.")
 		}
 		if subtle.ConstantTimeCompare([]byte(key), []byte(v.accessKey)) != 1 {
-			return newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
+			return errUnknownKey()
 		}
-		mac := hmac.New(sha1.New, []byte(v.secretKey))
-		mac.Write([]byte(policy))
-		return compareSignatures(base64.StdEncoding.EncodeToString(mac.Sum(nil)), signature)
+		return compareSignatures(v.signV2(policy), signature)
 	}
 	if f.field("x-amz-algorithm") != algorithm {
 		return badRequest(codeInvalidArgument, "Only %s is supported", algorithm)
@@ -252,19 +248,12 @@ func (v *verifier) verifyForm(f *form) error {
 		return e
 	}
 	if subtle.ConstantTimeCompare([]byte(c.accessKey), []byte(v.accessKey)) != 1 {
-		return newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
+		return errUnknownKey()
 	}
 	if at, err := time.Parse(amzTime, c.time); err != nil || !strings.HasPrefix(c.scope, c.time[:8]+"/") || at.Sub(v.now()) > maxSkew {
 		return newError(http.StatusForbidden, codeAccessDenied, "The form needs the date it was signed at, the same as its credential's.")
 	}
 	return compareSignatures(fmt.Sprintf("%x", mac(v.signingKey(c.scope), policy)), c.value)
-}
-
-func compareSignatures(want, got string) error {
-	if subtle.ConstantTimeCompare([]byte(want), []byte(got)) != 1 {
-		return newError(http.StatusForbidden, codeSignatureMismatch, "The request signature we calculated does not match the signature you provided. Check your key and signing method.")
-	}
-	return nil
 }
 
 // sizeLimits are what a policy says of a file's size, in bytes.

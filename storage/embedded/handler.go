@@ -152,7 +152,7 @@ func (h *handler) answer(r *request) error {
 	if op != nil && op.anonymous {
 		return op.do(h, r)
 	}
-	signed, refused := h.verifier.verify(r.Request, r.params)
+	signed, refused := h.verifier.verify(r.Request, r.params, h.hosts.bucket(r.Host))
 	if refused != nil {
 		return refused
 	}
@@ -160,7 +160,7 @@ func (h *handler) answer(r *request) error {
 	if err != nil {
 		return err
 	}
-	r.params = r.params.withoutSignature()
+	r.params = r.params.without(signed.params)
 	if signed.presigned {
 		r.headersFromQuery()
 		if op, err = h.find(r); err != nil { // a header may make another of it

@@ -36,22 +36,25 @@ func hostname(host string) string {
 	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
 
-// resolve returns the bucket and key that a request is about.
-func (h hosts) resolve(host, path string) (bucket, key string) {
-	path = strings.TrimPrefix(path, "/")
+// bucket returns the bucket that a Host header names, "" if it names none.
+func (h hosts) bucket(host string) string {
 	name := hostname(host)
-	best := ""
+	bucket, best := "", ""
 	for _, d := range h.domains {
+		if name == d {
+			return "" // the domain itself, though it may lie below another
+		}
 		if b, ok := strings.CutSuffix(name, "."+d); ok && folder.ValidBucket(b) && len(d) > len(best) {
 			bucket, best = b, d
 		}
-		if name == d {
-			best = "" // the domain itself, though it may lie below another
-			bucket = ""
-			break
-		}
 	}
-	if bucket != "" {
+	return bucket
+}
+
+// resolve returns the bucket and key that a request is about.
+func (h hosts) resolve(host, path string) (bucket, key string) {
+	path = strings.TrimPrefix(path, "/")
+	if bucket := h.bucket(host); bucket != "" {
 		return bucket, path
 	}
 	bucket, key, _ = strings.Cut(path, "/")

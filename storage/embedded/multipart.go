@@ -103,7 +103,7 @@ func (h *handler) copyPart(r *request) error {
 	if err != nil {
 		return err
 	}
-	from, err := h.copySource(r)
+	from, _, err := h.copySource(r)
 	if err != nil {
 		return err
 	}

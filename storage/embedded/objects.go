@@ -170,29 +170,29 @@ func (h *handler) putObject(r *request) error {
 	return nil
 }
 
-// copySource opens the object that a request copies from.
-func (h *handler) copySource(r *request) (*folder.Object, error) {
+// copySource opens the object that a request copies from, and returns its bucket.
+func (h *handler) copySource(r *request) (*folder.Object, string, error) {
 	source, query, _ := strings.Cut(r.Header.Get("X-Amz-Copy-Source"), "?")
-	path, err := url.PathUnescape(strings.TrimPrefix(source, "/"))
+	path, err := url.QueryUnescape(source) // to S3, a + is a space here
 	if err != nil {
-		return nil, badRequest(codeInvalidArgument, "The value of x-amz-copy-source cannot be read.")
+		return nil, "", badRequest(codeInvalidArgument, "The value of x-amz-copy-source cannot be read.")
 	}
-	bucket, key, ok := strings.Cut(path, "/")
+	bucket, key, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	if !ok || key == "" {
-		return nil, badRequest(codeInvalidArgument, "Copy Source must mention the source bucket and key: sourcebucket/sourcekey.")
+		return nil, "", badRequest(codeInvalidArgument, "Copy Source must mention the source bucket and key: sourcebucket/sourcekey.")
 	}
 	if query != "" && query != "versionId=null" {
-		return nil, badRequest(codeInvalidArgument, "Invalid version id specified.")
+		return nil, "", badRequest(codeInvalidArgument, "Invalid version id specified.")
 	}
 	o, err := h.store.Open(bucket, key)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if err := checkCopySource(r.Header, o.Info); err != nil {
 		o.Close()
-		return nil, err
+		return nil, "", err
 	}
-	return o, nil
+	return o, bucket, nil
 }
 
 type copyXML struct {
@@ -229,6 +229,10 @@ func checksumOf(ctx context.Context, o *folder.Object, algorithm string) (folder
 	return folder.Checksum{Algorithm: algorithm, Value: encodeSum(sum)}, nil
 }
 
+// touchHeaders let an object be copied to itself even when their values are those it has:
+// that is how its time is set, or all that a bucket holds encrypted.
+var touchHeaders = []string{"X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption", redirectHeader}
+
 func (h *handler) copyObject(r *request) error {
 	replaceMeta, err := directive(r, "X-Amz-Metadata-Directive")
 	if err != nil {
@@ -242,7 +246,7 @@ func (h *handler) copyObject(r *request) error {
 	if algorithm != "" && !checksumType(algorithm).IsSet() {
 		return badRequest(codeInvalidRequest, "The checksum algorithm %s is not supported.", algorithm)
 	}
-	from, err := h.copySource(r)
+	from, bucket, err := h.copySource(r)
 	if err != nil {
 		return err
 	}
@@ -251,9 +255,9 @@ func (h *handler) copyObject(r *request) error {
 	if err != nil {
 		return err
 	}
-	same := strings.TrimPrefix(r.Header.Get("X-Amz-Copy-Source"), "/") == r.bucket+"/"+escapePath(r.key) || from.Key == r.key && strings.HasPrefix(strings.TrimPrefix(r.Header.Get("X-Amz-Copy-Source"), "/"), r.bucket+"/")
+	same := bucket == r.bucket && from.Key == r.key
 	otherSum := algorithm != "" && algorithm != from.Checksum.Algorithm
-	if same && !replaceMeta && !replaceTags && !otherSum {
+	if same && !replaceMeta && !replaceTags && !otherSum && !slices.ContainsFunc(touchHeaders, func(name string) bool { return r.Header.Get(name) != "" }) {
 		return badRequest(codeInvalidRequest, "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
 	}
 	tags := attrs[taggingHeader]

@@ -52,7 +52,13 @@ type signature struct {
 	value   string
 	payload string // what the signature says of the body: a hash, or how it is sent
 
-	presigned bool // it is in the URL
+	presigned bool     // it is in the URL
+	params    []string // the query parameters that belong to it
+}
+
+// v4Params belong to the signature of a presigned URL.
+var v4Params = []string{
+	"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature", hashHeader,
 }
 
 // claim is what a request says about its signature.
@@ -66,14 +72,17 @@ type claim struct {
 }
 
 // verify returns an error unless the request is signed with the keys. query is
-// that of its URL.
-func (v *verifier) verify(r *http.Request, query params) (*signature, *apiError) {
+// that of its URL, and bucket the one that its host names, or "".
+func (v *verifier) verify(r *http.Request, query params, bucket string) (*signature, *apiError) {
+	if isV2(r, query) {
+		return v.verifyV2(r, query, bucket)
+	}
 	c, f := readClaim(r, query)
 	if f != nil {
 		return nil, f
 	}
 	if subtle.ConstantTimeCompare([]byte(c.accessKey), []byte(v.accessKey)) != 1 {
-		return nil, newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
+		return nil, errUnknownKey()
 	}
 	if f := v.checkTime(c, query); f != nil {
 		return nil, f
@@ -101,13 +110,23 @@ func (v *verifier) verify(r *http.Request, query params) (*signature, *apiError)
 		payload,
 	}, "\n")))
 	key := v.signingKey(c.scope)
-	s := &signature{key: key, time: c.time, scope: c.scope, payload: payload, presigned: c.presigned}
+	s := &signature{key: key, time: c.time, scope: c.scope, payload: payload, presigned: c.presigned, params: v4Params}
 	s.value = s.sign(algorithm, hex.EncodeToString(canonical[:]))
-	if subtle.ConstantTimeCompare([]byte(s.value), []byte(c.value)) != 1 {
-		return nil, newError(http.StatusForbidden, codeSignatureMismatch,
-			"The request signature we calculated does not match the signature you provided. Check your key and signing method.")
+	if e := compareSignatures(s.value, c.value); e != nil {
+		return nil, e
 	}
 	return s, nil
+}
+
+func compareSignatures(want, got string) *apiError {
+	if subtle.ConstantTimeCompare([]byte(want), []byte(got)) != 1 {
+		return newError(http.StatusForbidden, codeSignatureMismatch, "The request signature we calculated does not match the signature you provided. Check your key and signing method.")
+	}
+	return nil
+}
+
+func errUnknownKey() *apiError {
+	return newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
 }
 
 // sign signs the lines that follow time and scope.
@@ -175,8 +194,6 @@ func readClaim(r *http.Request, query params) (c claim, f *apiError) {
 		if f := c.fill(codeBadQueryAuth, query.get("X-Amz-Credential"), query.get("X-Amz-SignedHeaders")); f != nil {
 			return c, f
 		}
-	case query.get("Signature") != "":
-		return c, badRequest(codeInvalidRequest, "Presigned URLs are signed with %s only.", algorithm)
 	default:
 		return c, newError(http.StatusForbidden, codeAccessDenied, "Access denied: the request is not signed.")
 	}
@@ -317,15 +334,9 @@ func (p params) has(name string) bool {
 	return slices.ContainsFunc(p, func(pair [2]string) bool { return pair[0] == name })
 }
 
-// withoutSignature leaves out what belongs to a presigned URL's signature.
-func (p params) withoutSignature() params {
-	return slices.DeleteFunc(slices.Clone(p), func(pair [2]string) bool {
-		switch pair[0] {
-		case "X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature", hashHeader:
-			return true
-		}
-		return false
-	})
+// without leaves out the parameters of these names.
+func (p params) without(names []string) params {
+	return slices.DeleteFunc(slices.Clone(p), func(pair [2]string) bool { return slices.Contains(names, pair[0]) })
 }
 
 // canonical is the query as it is signed: escaped again and sorted.

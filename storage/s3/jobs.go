@@ -62,10 +62,10 @@ func (s *Store) visitPrefixes(ctx context.Context, visit func(job.ID) error) err
 			if object.Err != nil {
 				return object.Err
 			}
-			w.pause() // the time between pages is the caller's
 			id, ok := strings.CutSuffix(object.Key, "/")
 			if ok && object.Key != after {
-				if stopped = visit(job.ID(id)); stopped != nil {
+				w.meanwhile(func() { stopped = visit(job.ID(id)) })
+				if stopped != nil {
 					return nil
 				}
 			}

@@ -38,7 +38,7 @@ func (o *objects) list(ctx context.Context, bucket, prefix string, page int) ite
 	return func(yield func(minio.ObjectInfo, error) bool) {
 		noOwner := false
 		after := ""
-		stopped := false
+		more := true
 		// Each try goes on after the last key that was yielded.
 		err := o.try(ctx, "list", o.stall, func(ctx context.Context, w *watch) error {
 			opts := minio.ListObjectsOptions{Prefix: prefix, Recursive: true, MaxKeys: page, StartAfter: after, FetchOwner: &noOwner}
@@ -46,20 +46,18 @@ func (o *objects) list(ctx context.Context, bucket, prefix string, page int) ite
 				if object.Err != nil {
 					return object.Err
 				}
-				w.pause() // the time between pages is the caller's
 				after = object.Key
 				if !strings.HasPrefix(object.Key, prefix) {
 					return fmt.Errorf("storage lists %q below %q: %w", object.Key, prefix, storage.ErrBadName)
 				}
-				if !yield(object, nil) {
-					stopped = true
+				w.meanwhile(func() { more = yield(object, nil) })
+				if !more {
 					return nil
 				}
-				w.moved()
 			}
 			return ctx.Err() // a listing that is cut short says nothing
 		})
-		if err != nil && !stopped {
+		if err != nil && more {
 			yield(minio.ObjectInfo{}, err)
 		}
 	}

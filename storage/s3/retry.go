@@ -27,6 +27,8 @@ type watch struct {
 	end   context.CancelCauseFunc
 	// progress says that bytes were sent or received.
 	progress atomic.Bool
+	// aside is how much of the request's time its caller took.
+	aside time.Duration
 }
 
 func newWatch(ctx context.Context, limit time.Duration) (context.Context, *watch) {
@@ -44,6 +46,16 @@ func (w *watch) moved() {
 // restart starts the limit anew, without any progress.
 func (w *watch) restart() { w.timer.Reset(w.limit) }
 func (w *watch) pause()   { w.timer.Stop() }
+
+// meanwhile runs what the caller does with a part of the answer: that time is not the
+// server's, for the limit and for what is observed.
+func (w *watch) meanwhile(do func()) {
+	w.pause()
+	began := time.Now()
+	do()
+	w.aside += time.Since(began)
+	w.moved()
+}
 
 func (w *watch) stop() {
 	w.timer.Stop()
@@ -101,7 +113,7 @@ func (r *requester) tryFrom(ctx context.Context, op string, limit time.Duration,
 		if err != nil || !w.kept {
 			w.stop()
 		}
-		r.observe(op, time.Since(sent), err)
+		r.observe(op, time.Since(sent)-w.aside, err)
 		var f *requestError
 		if err == nil || !errors.As(err, &f) || !f.again {
 			return err

@@ -99,7 +99,8 @@ type Config struct {
 	Shared bool
 	// Observe is called after every request, each try by itself: with the operation
 	// (one of Operations), the time until its answer (of a download, until the answer
-	// began) and its error, of the same classes as the Store's. It is called from many
+	// began; of a listing, for all its pages without what the reader did between them) and
+	// its error, of the same classes as the Store's. It is called from many
 	// goroutines and must not block. It may be nil.
 	Observe func(op string, took time.Duration, err error)
 	// Log may be nil.

@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -370,4 +372,23 @@ func fatal(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestReadersTime tells of a request without the time that the reader of its answer took,
+// which does not end it either.
+func TestReadersTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []time.Duration
+		r := requester{tries: 1, observe: func(_ string, took time.Duration, _ error) { told = append(told, took) }}
+		err := r.try(t.Context(), "list", time.Minute, func(ctx context.Context, w *watch) error {
+			for range 3 {
+				time.Sleep(2 * time.Second) // a page
+				w.meanwhile(func() { time.Sleep(time.Hour) })
+			}
+			return context.Cause(ctx)
+		})
+		if err != nil || len(told) != 1 || told[0] != 6*time.Second {
+			t.Errorf("it took %v, %v", told, err)
+		}
+	})
 }

@@ -18,9 +18,9 @@ import (
 const againstEnv = "SHEPHERD_BENCH_AGAINST"
 
 // BenchmarkAgainst compares this tree's daemon with that of another revision, with
-// embedded storage and with a server: both are up all the time and take the same
-// no-op jobs in turn, so that whatever else the machine does hits both alike. What
-// counts is the median of the rounds' ratios; the table has their range, too.
+// embedded storage and with a server: both run all the time and do the same no-op jobs
+// in turns, so that other load on the machine affects both alike. The result is the
+// median of the rounds' ratios; the table also has their range.
 func BenchmarkAgainst(b *testing.B) {
 	revision := os.Getenv(againstEnv)
 	if revision == "" {
@@ -39,14 +39,14 @@ func BenchmarkAgainst(b *testing.B) {
 // load is how many clients are served at a time, and how many jobs in a round.
 type load struct{ clients, jobs int }
 
-// compare starts the worlds, ours and that of the revision, and takes jobs through
-// both. What it notes has the suffix.
+// compare starts the worlds, ours and that of the revision, and runs jobs in both. The
+// names of its figures have the suffix.
 func compare(b *testing.B, suffix, revision string, worlds [2]*world, loads []load) {
 	b.Helper()
 	const ours, theirs = 0, 1
 	for i, w := range worlds {
 		w.start()
-		for n := range 20 { // the model is loaded, the files are warm
+		for n := range 20 { // loads the model and warms the caches
 			if err := w.do(fmt.Sprintf("warm-%d-%d", i, n), "noop:v1"); err != nil {
 				w.fatal("%v", err)
 			}
@@ -57,7 +57,7 @@ func compare(b *testing.B, suffix, revision string, worlds [2]*world, loads []lo
 		var rate, cpu [2][]float64
 		for round := range rounds + 1 { // the first warms up
 			for _, i := range []int{ours, theirs} {
-				if round%2 == 1 { // neither is always the first
+				if round%2 == 1 { // the order alternates
 					i = 1 - i
 				}
 				w := worlds[i]
@@ -92,14 +92,14 @@ func ratios(a, b []float64) []float64 {
 	return r
 }
 
-// noteSpread takes the median of several values, and between which they lie.
+// noteSpread records the median of several values and their range.
 func noteSpread(b *testing.B, what string, values []float64, unit string) {
 	b.Helper()
 	take(b, figure{what: what, unit: unit, value: median(values), low: slices.Min(values), high: slices.Max(values)})
 }
 
-// buildRevision builds the daemon and shim of a revision of this repository from
-// the sources as they were committed, and returns where.
+// buildRevision builds the daemon and shim of a revision of this repository, and returns
+// their directory.
 func buildRevision(b *testing.B, revision string) string {
 	b.Helper()
 	dir := b.TempDir()

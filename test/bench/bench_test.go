@@ -1,11 +1,10 @@
-// Package bench measures what shepherd promises of its speed and size, on the
-// programs that users run: shepherdd with a configuration file, a MinIO beside
-// it, clients over HTTP and S3. `make bench` runs it and ends with one table of
-// all figures and their bounds.
+// Package bench measures the speed and size of the programs that users run: shepherdd with
+// a configuration file, a MinIO server, clients over HTTP and S3. `make bench` runs it and
+// ends with a table of all figures and their bounds.
 //
-// Ratios, counts and sizes that break their bound fail a benchmark. Bare times
-// do not, since they say as much about the machine: they are marked in the
-// table. What is compared is measured in turns, in the same minutes.
+// Ratios, counts and sizes that exceed their bound fail a benchmark. Absolute times do not,
+// because they depend on the machine: they are marked in the table. Values that are
+// compared are measured in turns, in the same minutes.
 package bench
 
 import (
@@ -20,7 +19,7 @@ import (
 	"time"
 )
 
-// programs is where TestMain builds what is measured.
+// programs is the directory in which TestMain builds the programs.
 var programs string
 
 // figures are those of all benchmarks, in the order they were taken.
@@ -48,8 +47,8 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// figure is one measured value. With a bound it is a promise, and a firm one is
-// kept on any machine.
+// figure is one measured value. Its bound, if any, is a goal; a firm one must be met on any
+// machine.
 type figure struct {
 	what, unit    string
 	value         float64
@@ -63,31 +62,31 @@ func (f figure) broken() bool {
 	return f.bounded && (f.least && f.value < f.bound || !f.least && f.value > f.bound)
 }
 
-// note takes a figure that nothing is promised of.
+// note records a figure without a bound.
 func note(b *testing.B, what string, value float64, unit string) {
 	b.Helper()
 	take(b, figure{what: what, unit: unit, value: value})
 }
 
-// hoped takes a bare time that should be at most bound.
+// hoped records an absolute time that should be at most bound.
 func hoped(b *testing.B, what string, value float64, unit string, bound float64) {
 	b.Helper()
 	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true})
 }
 
-// hopedAtLeast takes a figure that should be at least bound.
+// hopedAtLeast records a figure that should be at least bound.
 func hopedAtLeast(b *testing.B, what string, value float64, unit string, bound float64) {
 	b.Helper()
 	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true, least: true})
 }
 
-// atMost takes a figure that must be at most bound.
+// atMost records a figure that must be at most bound.
 func atMost(b *testing.B, what string, value float64, unit string, bound float64) {
 	b.Helper()
 	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true, firm: true})
 }
 
-// atLeast takes a figure that must be at least bound.
+// atLeast records a figure that must be at least bound.
 func atLeast(b *testing.B, what string, value float64, unit string, bound float64) {
 	b.Helper()
 	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true, firm: true, least: true})
@@ -95,7 +94,7 @@ func atLeast(b *testing.B, what string, value float64, unit string, bound float6
 
 func take(b *testing.B, f figure) {
 	b.Helper()
-	b.ReportMetric(0, "ns/op") // not shown: one run is no time of anything
+	b.ReportMetric(0, "ns/op") // not shown: it would be the time of the whole benchmark
 	b.ReportMetric(f.value, strings.ReplaceAll(f.what+"-"+f.unit, " ", "-"))
 	figures = append(figures, f)
 	if f.firm && f.broken() {
@@ -138,7 +137,7 @@ func printTable() {
 	}
 }
 
-// jsonEnv names a file that gets the table as JSON.
+// jsonEnv is the variable with the file to which the table is written as JSON.
 const jsonEnv = "SHEPHERD_BENCH_JSON"
 
 func writeJSON(path string) error {

@@ -21,10 +21,9 @@ import (
 	"github.com/iterait/shepherd/messenger/zmq"
 )
 
-// BenchmarkGap is how long a runner has nothing to do between two jobs: from its
-// answer to one to the next, whose inputs of 10 MiB have been staged meanwhile. It
-// is compared with a round trip between two ZeroMQ sockets, the least that the
-// daemon's answer to an answer can take.
+// BenchmarkGap measures how long a runner is idle between two jobs: from its answer to the
+// arrival of the next job, whose 10 MiB of inputs were staged before. It is compared with a
+// round trip between two ZeroMQ sockets, which is the minimum.
 func BenchmarkGap(b *testing.B) {
 	server := testenv.StartMinIO(b)
 	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)
@@ -40,10 +39,9 @@ func BenchmarkGap(b *testing.B) {
 	note(b, "the runner's gap, of the round trip", float64(median(gaps))/float64(bare), "times")
 }
 
-// BenchmarkBusy is how much of the time a runner computes whose jobs take 50 ms,
-// over a storage that is reached at 1 Gbit/s. Jobs of 4 MiB in and out need less
-// time on the link than in the runner; those of 32 MiB need more, so that the link
-// is the bound.
+// BenchmarkBusy measures which part of the time a runner computes, with jobs of 50 ms and a
+// storage at 1 Gbit/s. Jobs of 4 MiB in and out need less time on the link than in the
+// runner; those of 32 MiB need more, so that the link limits them.
 func BenchmarkBusy(b *testing.B) {
 	const pause, link = 50 * time.Millisecond, 125e6 // bytes a second, each way
 	server := testenv.StartMinIO(b)
@@ -61,12 +59,12 @@ func BenchmarkBusy(b *testing.B) {
 	}
 }
 
-// run is when a runner was given a job and when it had it ready.
+// run has the times at which a runner received and finished a job.
 type run struct{ began, ended time.Time }
 
-// timed puts inputs of that many bytes for jobs into storage, submits them all, waits
-// for their end, and returns what the runner measured of them, in order, but for the
-// first, for which the model was loaded. Each takes the runner pause.
+// timed puts inputs of that many bytes for jobs into storage, submits them all, waits for
+// their end, and returns the times that the runner measured, in order, without the first
+// job, which loaded the model. The runner computes for pause in each job.
 func (w *world) timed(name string, pause time.Duration, storage floor, jobs, size int) []run {
 	b := w.b
 	b.Helper()
@@ -104,8 +102,8 @@ func (w *world) timed(name string, pause time.Duration, storage floor, jobs, siz
 	return runs[1:]
 }
 
-// roundTrip is the median of what a message of 300 bytes takes to a ZeroMQ socket
-// that sends it back.
+// roundTrip measures the median time of a message of 300 bytes to a ZeroMQ socket that
+// sends it back.
 func roundTrip(b *testing.B) time.Duration {
 	b.Helper()
 	router, err := zmq.Listen(b.Context(), zmq.RouterConfig{Endpoint: "tcp://127.0.0.1:0"})
@@ -138,8 +136,8 @@ func roundTrip(b *testing.B) time.Duration {
 	return median(took)
 }
 
-// throttle makes an address at which the server at url is reached with so many
-// bytes a second each way, over all connections together.
+// throttle returns an address that forwards to the server at url with so many bytes a second
+// each way, over all connections together.
 func throttle(b *testing.B, url string, perSecond float64) string {
 	b.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

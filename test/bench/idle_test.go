@@ -8,9 +8,8 @@ import (
 )
 
 // BenchmarkIdle starts a daemon without embedded storage several times, from
-// the start of its process to the first 200 of /readyz, which needs ledger and
-// storage; what it then takes in memory is read when it has been left alone for
-// a while.
+// the start of its process to the first 200 of /readyz, which needs ledger and storage.
+// Its memory is measured after it was idle for a while.
 func BenchmarkIdle(b *testing.B) {
 	server := testenv.StartMinIO(b)
 	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)
@@ -23,16 +22,16 @@ func BenchmarkIdle(b *testing.B) {
 	}
 	hoped(b, "start to ready", ms(median(starts)), "ms", 200)
 	time.Sleep(2 * time.Second) // this is what idle means
-	// How much of the program's file is mapped, which the page cache holds anyway, is the
-	// kernel's choice: what the daemon takes for itself is what it can promise.
+	// How much of the program's file is mapped, which is in the page cache anyway, is the
+	// kernel's choice. Only the daemon's own memory has a bound.
 	hoped(b, "RSS of the idle daemon", resident(b, w.daemon.Process.Pid), "MiB", 30)
 	own, err := readMemory(w.daemon.Process.Pid, "RssAnon:")
 	must(b, err)
 	atMost(b, "of that, memory of its own", own, "MiB", 20)
 }
 
-// BenchmarkSwitch takes jobs whose model changes each time, in turns with jobs
-// whose model is loaded: what a switch costs is the difference.
+// BenchmarkSwitch runs jobs whose model changes each time, in turns with jobs whose model
+// is loaded: the difference is the cost of a switch.
 func BenchmarkSwitch(b *testing.B) {
 	server := testenv.StartMinIO(b)
 	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)

@@ -16,7 +16,7 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// floor makes the storage requests of a no-op job, with minio-go alone.
+// floor makes only the storage requests of a no-op job, with minio-go.
 type floor struct{ client *minio.Client }
 
 func newFloor(b *testing.B, server *testenv.MinIO) floor {
@@ -28,7 +28,7 @@ func newFloor(b *testing.B, server *testenv.MinIO) floor {
 	return floor{client}
 }
 
-// requests is how many do makes.
+// requests is how many storage requests do makes.
 const requests = 7
 
 func (f floor) do(ctx context.Context, bucket string) error {
@@ -55,8 +55,8 @@ func (f floor) do(ctx context.Context, bucket string) error {
 	return f.get(ctx, bucket, "outputs/output")
 }
 
-// own makes those of the requests that a job with a small payload has the daemon
-// make: what it must use of the CPU at least, as long as minio-go makes them.
+// own makes the requests that the daemon makes for a job with a small payload: their CPU
+// time is the minimum with minio-go.
 func (f floor) own(ctx context.Context, bucket string) error {
 	if err := f.client.MakeBucket(ctx, bucket, minio.MakeBucketOptions{}); err != nil {
 		return err
@@ -84,8 +84,8 @@ func (f floor) get(ctx context.Context, bucket, key string) error {
 	return err
 }
 
-// BenchmarkJob takes no-op jobs with a payload of 1 KiB from POST to result, one
-// by one in turns with the floor.
+// BenchmarkJob runs no-op jobs with a payload of 1 KiB from POST to result, one at a time,
+// in turns with the floor.
 func BenchmarkJob(b *testing.B) {
 	server := testenv.StartMinIO(b)
 	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)
@@ -123,7 +123,7 @@ func BenchmarkJob(b *testing.B) {
 	note(b, "RSS of the daemon after its work", resident(b, w.daemon.Process.Pid), "MiB")
 }
 
-// ownTime is the CPU time this process has used.
+// ownTime returns the CPU time of this process.
 func ownTime(b *testing.B) time.Duration {
 	b.Helper()
 	var usage syscall.Rusage
@@ -131,9 +131,9 @@ func ownTime(b *testing.B) time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// BenchmarkSubmitters is the rate of sixteen clients, each of which waits for
-// its job's result before it submits the next, in turns with the floor's rate
-// with sixteen workers.
+// BenchmarkSubmitters measures the rate of sixteen clients, each of which waits for the
+// result of its job before it submits the next, in turns with the floor's rate with sixteen
+// workers.
 func BenchmarkSubmitters(b *testing.B) {
 	server := testenv.StartMinIO(b)
 	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)
@@ -165,8 +165,8 @@ func BenchmarkSubmitters(b *testing.B) {
 	note(b, "CPU time of the daemon with 16 submitters", ms(cpu)/(rounds*jobs), "ms/job")
 }
 
-// BenchmarkRequests counts what a job asks of storage, its client's GET of the
-// result included.
+// BenchmarkRequests counts the storage requests of a job, including its client's GET of the
+// result.
 func BenchmarkRequests(b *testing.B) {
 	server := testenv.StartMinIO(b)
 	proxy := testenv.StartS3Proxy(b, server.URL)

@@ -14,12 +14,11 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// BenchmarkLarge takes a job with 1 GiB of input and as much output through
-// the daemon, a few times, and watches its memory and, every 10 ms, whether it
-// answers /status within 50 ms. On a machine that has more to do than it can,
-// nobody may be in time. So a server that does nothing else is asked beside the
-// daemon, what is late counts beyond that one's, and what is the daemon's own
-// fault shows every time: the round with the fewest counts.
+// BenchmarkLarge runs a job with 1 GiB of input and as much output a few times, and measures
+// the daemon's memory and, every 10 ms, whether it answers /status within 50 ms. On an
+// overloaded machine any server may be late. So a server that does nothing else is queried,
+// too, and its late answers are subtracted. Delays by the daemon itself occur in every
+// round, so the round with the fewest is the result.
 func BenchmarkLarge(b *testing.B) {
 	server := testenv.StartMinIO(b)
 	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)
@@ -27,7 +26,7 @@ func BenchmarkLarge(b *testing.B) {
 	null, _ := startNull(b)
 	w.start()
 	id := names("small")
-	for range 50 { // what a daemon at work takes
+	for range 50 { // warms up
 		must(b, w.do(id(), "noop:v1"))
 	}
 	const size, rounds = 1 << 30, 4
@@ -86,7 +85,7 @@ func BenchmarkLarge(b *testing.B) {
 	atMost(b, "late answers of /status beyond those, at best", float64(slices.Min(beyond)), "a round", 0)
 }
 
-// answers are those to one request, made every 10 ms.
+// answers are the answers to a request that is sent every 10 ms.
 type answers struct {
 	all   int
 	late  int64

@@ -12,10 +12,10 @@ import (
 	"github.com/iterait/shepherd/ledger/sqlite"
 )
 
-// BenchmarkMillion asks two daemons in turns, one with 1,000 jobs that wait for a
-// busy sheep and one with 1,000,000: what is asked must not depend on how many
-// there are. The jobs are written by the ledger's own code before the daemons
-// start, as what an earlier daemon took.
+// BenchmarkMillion sends requests to two daemons in turns, one with 1,000 jobs that wait
+// for a busy sheep and one with 1,000,000: their time must not depend on the number. The
+// jobs are written by package ledger/sqlite before the daemons start, as if an earlier
+// daemon had accepted them.
 func BenchmarkMillion(b *testing.B) {
 	const few, many = 1000, 1_000_000
 	null, _ := startNull(b)
@@ -84,8 +84,8 @@ func BenchmarkMillion(b *testing.B) {
 
 func queuedID(n int) job.ID { return job.ID(fmt.Sprintf("queued-%07d", n)) }
 
-// queuedWorld makes a machine with a second sheep, "free", and n jobs that wait for
-// the first, which has one that keeps it busy.
+// queuedWorld makes a machine with a second sheep, "free", and n jobs that wait for the
+// first, which is busy.
 func queuedWorld(b *testing.B, url string, n int) *world {
 	b.Helper()
 	w := newWorld(b, url, "access-key", "secret-key")

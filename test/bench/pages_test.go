@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// BenchmarkPages runs a job a second, with nobody looking and with a hundred pages open,
-// which follow the daemon as browsers do: the difference is what the pages cost, as a part
-// of a core.
+// BenchmarkPages runs a job a second, without pages and with a hundred open pages, which
+// send the requests of browsers: the difference is the cost of the pages, as a part of a
+// core.
 func BenchmarkPages(b *testing.B) {
 	const pages, watched = 100, 15 * time.Second
 	w := newEmbeddedWorld(b, programs)

@@ -10,9 +10,8 @@ import (
 	"time"
 )
 
-// cpuTime is what a process has used so far, in user and in kernel mode. The
-// kernel counts it in nanoseconds and shows it in ticks of 10 ms, so it is
-// taken over seconds.
+// cpuTime returns the CPU time of a process, in user and kernel mode. The kernel shows it in
+// ticks of 10 ms, so it must be measured over seconds.
 func cpuTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -28,7 +27,7 @@ func cpuTime(b *testing.B, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100
 }
 
-// resident is the memory that a process has in RAM, in MiB.
+// resident returns the resident memory of a process in MiB.
 func resident(b *testing.B, pid int) float64 {
 	b.Helper()
 	mib, err := readResident(pid)
@@ -38,7 +37,7 @@ func resident(b *testing.B, pid int) float64 {
 
 func readResident(pid int) (float64, error) { return readMemory(pid, "VmRSS:") }
 
-// readMemory is one of the sizes of /proc/PID/status, in MiB.
+// readMemory returns one of the sizes in /proc/PID/status in MiB.
 func readMemory(pid int, name string) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -53,7 +52,7 @@ func readMemory(pid int, name string) (float64, error) {
 	return 0, fmt.Errorf("process %d has no %s", pid, name)
 }
 
-// shim is the process id of the world's shim.
+// shim returns the process id of the world's shim.
 func (w *world) shim() int {
 	w.b.Helper()
 	entries, err := os.ReadDir("/proc")

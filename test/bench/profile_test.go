@@ -19,16 +19,17 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// profileEnv names the directory that BenchmarkProfile writes to.
+// profileEnv is the variable with the directory to which BenchmarkProfile writes.
 const profileEnv = "SHEPHERD_BENCH_PROFILE"
 
-// profileStorageEnv has BenchmarkProfile use a storage server instead of the
-// embedded storage: "server".
+// profileStorageEnv is the variable with which BenchmarkProfile uses a storage server instead
+// of the embedded storage: "server".
 const profileStorageEnv = "SHEPHERD_BENCH_STORAGE"
 
-// BenchmarkProfile shows what a no-op job costs under 16 clients. It writes cpu.pprof and allocs.pprof of the daemon, and, where strace is
-// installed, syscalls.txt and the calls per job of those that are most frequent.
-// againstEnv may name a revision whose daemon is looked at instead.
+// BenchmarkProfile shows what a no-op job costs with 16 clients. It writes cpu.pprof and
+// allocs.pprof of the daemon and, where strace is installed, syscalls.txt and the number of
+// the most frequent system calls per job. againstEnv may name a revision whose daemon is
+// profiled instead.
 func BenchmarkProfile(b *testing.B) {
 	dir := os.Getenv(profileEnv)
 	if dir == "" {
@@ -79,7 +80,7 @@ func BenchmarkProfile(b *testing.B) {
 	w.countSyscalls(filepath.Join(dir, "syscalls.txt"), jobs, func() { run(jobs) })
 }
 
-// profile writes what the daemon answers to a path below /debug/pprof/.
+// profile writes the daemon's response to a path below /debug/pprof/.
 func (w *world) profile(path, file string) error {
 	text, err := w.debug(path)
 	if err != nil {
@@ -105,8 +106,8 @@ func (w *world) debug(path string) ([]byte, error) {
 	return text, err
 }
 
-// memory is how many objects the daemon has allocated, and how often it collected
-// garbage.
+// memory returns how many objects the daemon has allocated, and the number of its garbage
+// collections.
 func (w *world) memory() (mallocs, collections int) {
 	w.b.Helper()
 	text, err := w.debug("allocs?debug=1")
@@ -122,7 +123,7 @@ func (w *world) memory() (mallocs, collections int) {
 	return mallocs, collections
 }
 
-// countSyscalls has strace count the daemon's system calls while run runs.
+// countSyscalls counts the daemon's system calls with strace while run runs.
 func (w *world) countSyscalls(file string, jobs int, run func()) {
 	w.b.Helper()
 	if _, err := exec.LookPath("strace"); errors.Is(err, exec.ErrNotFound) {
@@ -147,7 +148,7 @@ func (w *world) countSyscalls(file string, jobs int, run func()) {
 	}
 	run()
 	must(w.b, trace.Process.Signal(syscall.SIGINT))
-	_ = trace.Wait() // it ends as the signal has it
+	_ = trace.Wait() // it exits by the signal
 	text, err := os.ReadFile(file)
 	must(w.b, err)
 	for line := range strings.Lines(string(text)) {

@@ -7,11 +7,10 @@ import (
 	"time"
 )
 
-// BenchmarkQueue submits 100,000 jobs to a sheep that is busy, as clients do
-// that have put the inputs into storage before, and kills the daemon then. The
-// last thousand go in turns with the first thousand of another daemon, which
-// sees the same machine. Storage is one that keeps nothing: filling a real one
-// would take most of the time and tell nothing of the daemon.
+// BenchmarkQueue submits 100,000 jobs, whose inputs are in storage, to a busy sheep, and
+// then kills the daemon. The last thousand are submitted in turns with the first thousand
+// of another daemon on the same machine. The storage keeps nothing: filling a real one
+// would take most of the time and show nothing about the daemon.
 func BenchmarkQueue(b *testing.B) {
 	null, _ := startNull(b)
 	w := newWorld(b, null, "access-key", "secret-key")
@@ -25,7 +24,7 @@ func BenchmarkQueue(b *testing.B) {
 	fresh := newWorld(b, null, "access-key", "secret-key")
 	fresh.start()
 	must(b, fresh.submit("busy", "hold:v1", ""))
-	submitMany(b, fresh, 0, 200) // its connections
+	submitMany(b, fresh, 0, 200) // opens the connections
 	var first, last []time.Duration
 	for turn := range turns {
 		first = append(first, submitMany(b, fresh, 200+turn*thousand/turns, thousand/turns)...)

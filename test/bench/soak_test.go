@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// soakTenth is what the daemon takes after a tenth of the jobs.
+// soakTenth is what the daemon uses after a tenth of the jobs.
 type soakTenth struct {
 	jobs, goroutines, descriptors int
 	resident                      float64 // MiB
@@ -22,9 +22,9 @@ type soakTenth struct {
 }
 
 // BenchmarkSoak takes SOAK_JOBS small jobs (20,000) through one bare sheep with the
-// embedded storage, sixteen at a time, with short times of keeping, and looks at
-// each tenth at what the daemon takes: from the third tenth on, when all that is
-// kept for a time has filled up, it must stay flat.
+// embedded storage, sixteen at a time, with short retention times, and measures after
+// each tenth what the daemon uses: from the third tenth on, when records and events
+// expire, it must not grow.
 func BenchmarkSoak(b *testing.B) {
 	jobs, err := strconv.Atoi(cmp.Or(os.Getenv("SOAK_JOBS"), "20000"))
 	must(b, err)
@@ -41,7 +41,7 @@ func BenchmarkSoak(b *testing.B) {
 		rate := float64(jobs/10) / time.Since(began).Seconds()
 		s := w.soakTenth()
 		for end := time.Now().Add(hang); s.storage > 1 && time.Now().Before(end); s = w.soakTenth() {
-			time.Sleep(time.Second) // what is kept for a second goes, within the interval at which that is looked at
+			time.Sleep(time.Second) // what is kept for a second expires at the next sweep
 		}
 		s.jobs, s.rate = (i+1)*jobs/10, rate
 		tenths = append(tenths, s)
@@ -49,7 +49,7 @@ func BenchmarkSoak(b *testing.B) {
 			s.jobs, s.resident, s.goroutines, s.descriptors, s.ledger, s.storage, s.rate)
 	}
 	early, last := tenths[2], tenths[9]
-	for _, t := range tenths[3:9] { // the most there was, or a moment would decide
+	for _, t := range tenths[3:9] { // the maximum, so that one measurement does not decide
 		early.resident = max(early.resident, min(t.resident, 1.1*tenths[2].resident))
 	}
 	note(b, "soak jobs", float64(jobs), "jobs")
@@ -60,7 +60,7 @@ func BenchmarkSoak(b *testing.B) {
 	atMost(b, "soak storage after the last tenth", last.storage, "MiB", 1)
 }
 
-// soakTenth looks at the daemon.
+// soakTenth measures the daemon.
 func (w *world) soakTenth() soakTenth {
 	w.b.Helper()
 	pid := w.daemon.Process.Pid
@@ -83,13 +83,13 @@ func (w *world) soakTenth() soakTenth {
 	return s
 }
 
-// diskUse is what the files take on the disk, in MiB.
+// diskUse returns the disk space of the files in MiB.
 func (w *world) diskUse(paths ...string) float64 {
 	w.b.Helper()
 	var bytes int64
 	for _, path := range paths {
 		err := filepath.WalkDir(path, func(path string, entry os.DirEntry, err error) error {
-			if os.IsNotExist(err) { // it was removed meanwhile
+			if os.IsNotExist(err) { // it was removed during the walk
 				return nil
 			}
 			if err != nil {

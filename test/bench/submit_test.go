@@ -12,9 +12,9 @@ import (
 	_ "modernc.org/sqlite"
 )
 
-// BenchmarkSubmit has 64 clients submit jobs, whose inputs are in storage, to a
-// sheep that is busy, in turns with a loop that makes a row of the request durable
-// by SQLite alone, for 64 callers that share commits.
+// BenchmarkSubmit submits jobs, whose inputs are in storage, to a busy sheep by 64
+// clients, in turns with a loop that only makes a row with the request durable in SQLite,
+// for 64 callers that share commits.
 func BenchmarkSubmit(b *testing.B) {
 	null, _ := startNull(b)
 	w := newWorld(b, null, "access-key", "secret-key")
@@ -56,7 +56,7 @@ func BenchmarkSubmit(b *testing.B) {
 	atMost(b, "submission, 99th percentile of the median", float64(took[len(took)*99/100])/float64(median(took)), "times", 10)
 }
 
-// groupCommit makes rows durable by SQLite, as many at a time as there are.
+// groupCommit makes rows durable in SQLite: each commit has all rows that wait.
 type groupCommit struct{ rows chan *row }
 
 type row struct {

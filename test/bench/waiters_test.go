@@ -13,9 +13,9 @@ import (
 )
 
 // BenchmarkWaiters holds 10,000 clients on wait_ready and 1,000 that follow all events,
-// each with a connection of its own, and tells what they cost the daemon in memory, beside
-// what a handler of net/http that does nothing takes for each, and in computing while
-// nothing happens; then the job ends, and all of them are told.
+// each with a connection of its own. It measures their memory in the daemon, compared with an
+// idle net/http handler for each, and the CPU time while nothing happens. Then the job ends,
+// and all of them are answered.
 func BenchmarkWaiters(b *testing.B) {
 	const waiters, streams, quiet = 10_000, 1_000, 10 * time.Second
 	null, nullPID := startNull(b)
@@ -77,15 +77,15 @@ func BenchmarkWaiters(b *testing.B) {
 	note(b, "a job's end at all that wait", took[1].Seconds(), "s")
 }
 
-// waiter is a client that has asked for what comes later. It keeps no buffers while it
-// waits: the benchmark shares its machine with the daemon.
+// waiter is a client that waits for an answer. It has no buffers while it waits, because the
+// benchmark shares the machine with the daemon.
 type waiter struct {
 	net.Conn
 	path string
 }
 
-// connect makes n connections to a server, from as many addresses as the daemon's limit
-// for one asks for, and asks for path on each. They are closed at the end of the benchmark.
+// connect makes n connections to a server, from enough addresses for the daemon's limit for
+// one, and requests path on each. They are closed at the end of the benchmark.
 func connect(b *testing.B, server, path string, n int) []*waiter {
 	b.Helper()
 	const perAddress = 2500
@@ -108,7 +108,7 @@ func connect(b *testing.B, server, path string, n int) []*waiter {
 	return made
 }
 
-// expect reads until a good answer has the text.
+// expect reads until a successful answer has the text.
 func (c *waiter) expect(text string) error {
 	var read []byte
 	for part := make([]byte, 1024); ; {
@@ -123,8 +123,8 @@ func (c *waiter) expect(text string) error {
 	}
 }
 
-// settled waits until the memory of a process has not grown for a second: that requests
-// which are not answered have been read shows in nothing else.
+// settled waits until the memory of a process has not grown for a second. Nothing else shows
+// that requests without an answer were read.
 func settled(b *testing.B, pid int) {
 	b.Helper()
 	most, since := resident(b, pid), time.Now()

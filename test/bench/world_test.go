@@ -22,10 +22,10 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// hang is for what should take far less.
+// hang is the time limit of operations that take far less.
 const hang = 2 * time.Minute
 
-// payload is what small jobs carry.
+// payload is the payload of small jobs.
 var payload = strings.Repeat("0123456789abcdef", 64)
 
 // world is a machine with one daemon and the sheep "sheep", which knows the
@@ -111,7 +111,7 @@ func (w *world) start() time.Duration {
 	exited := make(chan struct{})
 	w.exited = exited
 	go func(daemon *exec.Cmd) {
-		_ = daemon.Wait() // how it ended is in its log
+		_ = daemon.Wait() // the log has its exit
 		close(exited)
 	}(w.daemon)
 	limit := time.After(hang)
@@ -152,14 +152,14 @@ func (w *world) kill() {
 	<-w.exited
 }
 
-// fatal ends the benchmark and shows the end of the daemon's log.
+// fatal fails the benchmark with the end of the daemon's log.
 func (w *world) fatal(format string, args ...any) {
 	w.b.Helper()
 	text, _ := os.ReadFile(filepath.Join(w.dir, "log"))
 	w.b.Fatalf("%s; the daemon's log ends with:\n%s", fmt.Sprintf(format, args...), text[max(0, len(text)-4000):])
 }
 
-// get asks the API and returns the answer's body, which has to come with 200.
+// get sends a request to the API and returns the body. The status must be 200.
 func (w *world) get(path string) ([]byte, error) {
 	return w.ask(http.MethodGet, path, nil)
 }
@@ -184,17 +184,17 @@ func (w *world) ask(method, path string, body []byte) ([]byte, error) {
 	return text, err
 }
 
-// submit sends a job, with a payload where there is one, to any sheep.
+// submit submits a job to any sheep, with a payload unless it is empty.
 func (w *world) submit(id, model, payload string) error {
 	return w.startJob(id, model, map[string]any{"payload": payload})
 }
 
-// submitTo sends a job whose inputs are in storage to a sheep.
+// submitTo submits a job, whose inputs are in storage, to a sheep.
 func (w *world) submitTo(id, model, sheep string) error {
 	return w.startJob(id, model, map[string]any{"sheep_id": sheep})
 }
 
-// startJob sends a job with what else the request says, as far as it is not empty.
+// startJob submits a job with the other fields of the request that are not empty.
 func (w *world) startJob(id, model string, request map[string]any) error {
 	name, version, _ := strings.Cut(model, ":")
 	maps.DeleteFunc(request, func(_ string, value any) bool { return value == "" })
@@ -207,7 +207,7 @@ func (w *world) startJob(id, model string, request map[string]any) error {
 	return err
 }
 
-// await waits for the end of a job, which has to be a good one.
+// await waits until a job is done, and fails if it ends otherwise.
 func (w *world) await(id string) error {
 	text, err := w.get("/jobs/" + id + "/wait_ready")
 	if err == nil && !bytes.Contains(text, []byte(`"status": "done"`)) && !bytes.Contains(text, []byte(`"status":"done"`)) {
@@ -216,7 +216,7 @@ func (w *world) await(id string) error {
 	return err
 }
 
-// do takes a small job from its submission to its result.
+// do submits a small job and reads its result.
 func (w *world) do(id, model string) error {
 	if err := w.submit(id, model, payload); err != nil {
 		return err
@@ -231,7 +231,7 @@ func (w *world) do(id, model string) error {
 	return err
 }
 
-// names makes a function that returns a new job id each time.
+// names returns a function that returns a new job id at each call.
 func names(prefix string) func() string {
 	n := 0
 	return func() string {

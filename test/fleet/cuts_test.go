@@ -20,21 +20,21 @@ import (
 	"github.com/iterait/shepherd/ledger/postgres/postgrestest"
 )
 
-// cutsPerFault is how many of the faults that TestFaults makes TestCuts makes: what it takes
-// to start a daemon again is far more than what a core takes.
+// cutsPerFault is the ratio of cuts in TestCuts to faults in TestFaults. A daemon takes far
+// longer to start than a core.
 const cutsPerFault = 0.75
 
-// jobsPerCut is how many jobs are submitted for each.
+// jobsPerCut is how many jobs are submitted for each cut.
 const jobsPerCut = 6
 
-// cable is one of a node's, in one or both directions.
+// cable is a connection of a node, in one or both directions.
 type cable struct {
 	name      string
 	cut, mend func()
-	ends      bool // a daemon ends where it is away for longer than the lease
+	ends      bool // the daemon exits if it is cut for longer than the lease
 }
 
-// cables are those of a node to a place, in every direction.
+// cables returns the cables of a node to a place, for each direction and both.
 func cables(to string, l *link, ends bool) []cable {
 	return []cable{
 		{to + ", both ways", l.cut, l.mend, ends},
@@ -43,10 +43,10 @@ func cables(to string, l *link, ends bool) []cable {
 	}
 }
 
-// caller asks a machine's API.
+// caller is a client of a machine's API.
 type caller struct{ client http.Client }
 
-// ask sends a request, and returns the answer's status and text.
+// ask sends a request, and returns the status and the body.
 func (c *caller) ask(ctx context.Context, method, path, body string) (status int, text []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -69,7 +69,7 @@ func (c *caller) ask(ctx context.Context, method, path, body string) (status int
 // callers are clients of all machines.
 type callers []*caller
 
-// persist asks one machine after the other until done says that it has its answer.
+// persist sends a request to one machine after the other until done accepts the answer.
 func (c callers) persist(ctx context.Context, method, path, body string, done func(status int, text []byte) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -85,11 +85,11 @@ func (c callers) persist(ctx context.Context, method, path, body string, done fu
 	return errors.New("never answered as expected; last: " + last)
 }
 
-// run has a job be taken and end.
+// run submits a job and waits for its end.
 func (c callers) run(ctx context.Context, id, gate string) error {
 	body := fmt.Sprintf(`{"job_id": %q, "model": {"name": "gate", "version": "v1"}, "payload": %q}`, id, gate)
 	err := c.persist(ctx, "POST", "/start-job", body, func(status int, _ []byte) bool {
-		return status == http.StatusOK || status == http.StatusConflict // its answer was lost before
+		return status == http.StatusOK || status == http.StatusConflict // the answer to an earlier request was lost
 	})
 	if err != nil {
 		return fmt.Errorf("submit %s: %w", id, err)
@@ -104,9 +104,10 @@ func (c callers) run(ctx context.Context, id, gate string) error {
 	return nil
 }
 
-// TestCuts submits jobs at three daemons in networks of their own, while one cable after the
-// other is cut, to the database, to the storage and to one another, both ways or one. A
-// daemon that ends without the database is started again, as systemd does.
+// TestCuts submits jobs to three daemons in networks of their own, while their cables to the
+// database, to the storage and to one another are cut one after the other, in both
+// directions or one. A daemon that exits without the database is started again, as systemd
+// does.
 func TestCuts(t *testing.T) {
 	var n links
 	databaseAt, storageAt := newPlace(t, "database"), newPlace(t, "storage")
@@ -164,7 +165,7 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 	did, ends := map[string]int{}, 0
 	for i := range cuts {
 		more()
-		// Each kind in its turn, of any node that has such a cable.
+		// The kinds in turn, each on any node that has such a cable.
 		const ofNode, kinds = 6, 9
 		at, kind := rand.N(nodes), i%kinds
 		if kind >= ofNode {
@@ -184,7 +185,7 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 		c.mend()
 		for _, m := range machines {
 			select {
-			case <-m.exited: // also where a busy machine renewed too late
+			case <-m.exited: // also if a busy machine renewed its lease too late
 				m.start()
 			default:
 			}

@@ -1,8 +1,8 @@
-// Package fleet runs several cores on one PostgreSQL in real time, while connections are
-// cut, the server is killed, nodes crash or stand still, and looks whether each job that was
-// acknowledged ends once, with the results of one attempt. It also runs real daemons in
-// networks of their own, which are cut off from one another, from the storage and from the
-// database, or whose database fails over.
+// Package fleet runs several cores on one PostgreSQL in real time, while connections are cut,
+// the server is killed, and nodes crash or are suspended. It checks that each acknowledged
+// job ends once, with the results of one attempt. It also runs real daemons in separate
+// networks, which are cut off from one another, from the storage and from the database, or
+// whose database fails over.
 package fleet
 
 import (
@@ -33,13 +33,13 @@ import (
 	"github.com/iterait/shepherd/storage/memory"
 )
 
-// faults is how many happen; make chaos-fleet has more.
+// faults is the number of faults; make chaos-fleet sets more.
 var faults = flag.Int("faults", 12, "how many faults happen")
 
-// jobsPerFault is how many jobs are submitted for each.
+// jobsPerFault is how many jobs are submitted for each fault.
 const jobsPerFault = 12
 
-// patience is for what should take far less; only a hang reaches it.
+// patience is the time limit of operations that take far less.
 const patience = 2 * time.Minute
 
 // fleet is several nodes, their database and their storage.
@@ -62,7 +62,7 @@ type node struct {
 	now   atomic.Pointer[life]
 }
 
-// life is one of a node's daemons.
+// life is one daemon of a node.
 type life struct {
 	node   *node
 	dir    string
@@ -74,14 +74,14 @@ type life struct {
 	frozen  atomic.Bool // once it has been suspended
 }
 
-// store is the storage as a daemon reaches it that may crash.
+// store is the storage of a daemon that may crash.
 type store struct {
 	storage.Store
 	fencer storage.Fencer
 	of     *life
 }
 
-// apart are outputs of such a storage.
+// apart are the outputs of a job in a store.
 type apart struct {
 	storage.Apart
 	of *life
@@ -89,8 +89,8 @@ type apart struct {
 
 var errCrashed = fmt.Errorf("the daemon has crashed: %w", errdefs.ErrUnavailable)
 
-// alive runs do, unless the daemon has crashed; it crashes before or after it.
-// One that was suspended has sent what it does, whatever it has cancelled.
+// alive runs do, unless the daemon has crashed. A crash happens before or after do, not
+// during it. A suspended daemon has sent its requests, even those that it has cancelled.
 func (l *life) alive(ctx context.Context, do func(ctx context.Context) error) error {
 	l.storing.RLock()
 	defer l.storing.RUnlock()
@@ -157,7 +157,7 @@ func (n *node) boot() {
 	n.now.Store(l)
 }
 
-// run is a runner with a job: its output says which attempt wrote it.
+// run runs a job: its output says which attempt wrote it.
 func (l *life) run(ctx context.Context, _ job.Model, in messenger.Input) error {
 	f := l.node.fleet
 	f.begin(in.JobID, l)
@@ -170,8 +170,8 @@ func (l *life) run(ctx context.Context, _ job.Model, in messenger.Input) error {
 	return fake.WriteOutput(in, job.DefaultOutput, []byte(l.node.name+" "+string(in.JobID)))
 }
 
-// begin notes that a runner has the job. None of another daemon has it then that has not
-// crashed: the ledger gave it to one.
+// begin records that a runner has the job. No runner of another daemon may have it, unless
+// that has crashed.
 func (f *fleet) begin(id job.ID, l *life) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -181,7 +181,7 @@ func (f *fleet) begin(id job.ID, l *life) {
 	f.active[id] = l
 }
 
-// gone reports whether others may have what the daemon had.
+// gone reports whether other daemons may claim the jobs of this one.
 func (l *life) gone() bool { return l.crashed.Load() || l.frozen.Load() }
 
 func (f *fleet) end(id job.ID, l *life) {
@@ -192,8 +192,8 @@ func (f *fleet) end(id job.ID, l *life) {
 	}
 }
 
-// crash ends the node's daemon as kill -9 does, with its runners; then its lease ends,
-// and another daemon begins.
+// crash ends the node's daemon and its runners as kill -9 does. Then its lease ends, and
+// another daemon starts.
 func (n *node) crash() {
 	l := n.now.Load()
 	l.storing.Lock()
@@ -205,9 +205,9 @@ func (n *node) crash() {
 	n.boot()
 }
 
-// freeze suspends the node for longer than its lease: what it does in storage stands
-// still until others have gone on, and then goes on unaware of them. Then the node finds
-// out, and another daemon begins.
+// freeze suspends the node for longer than its lease: its storage requests are delayed until
+// other nodes have taken its jobs, and then continue. Then the node finds that its lease is
+// lost, and another daemon starts.
 func (n *node) freeze(others func()) {
 	l := n.now.Load()
 	l.storing.Lock()
@@ -220,12 +220,12 @@ func (n *node) freeze(others func()) {
 	n.boot()
 }
 
-// endLease has the node's lease be over.
+// endLease ends the node's lease.
 func (n *node) endLease() {
 	n.fleet.exec("UPDATE shepherd.nodes SET expires_at = clock_timestamp() WHERE name = '" + n.name + "'")
 }
 
-// stop ends the core; one that has crashed at once.
+// stop stops the core; a crashed one without waiting.
 func (l *life) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -235,7 +235,7 @@ func (l *life) stop() {
 	l.core.Stop(ctx)
 }
 
-// exec runs a statement as soon as the server answers.
+// exec runs a statement, and tries again until the server answers.
 func (f *fleet) exec(query string) {
 	f.t.Helper()
 	if err := f.database.Exec(f.t.Context(), "postgres", query); err != nil {
@@ -243,10 +243,10 @@ func (f *fleet) exec(query string) {
 	}
 }
 
-// any is a core that is up.
+// any returns a core that is running.
 func (f *fleet) any() *shepherd.Shepherd { return f.nodes[rand.N(len(f.nodes))].now.Load().core }
 
-// submit submits a job at one node after the other until one has taken it.
+// submit submits a job to one node after the other until one accepts it.
 func (f *fleet) submit(id job.ID) {
 	for {
 		err := f.any().Submit(f.t.Context(), job.Request{ID: id, Model: job.Model{Name: "m", Version: "1"}, Payload: []byte("x")})
@@ -266,7 +266,7 @@ func (f *fleet) await(id job.ID) {
 	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
 	defer cancel()
 	for {
-		within, cancel := context.WithTimeout(ctx, time.Second) // the node may crash meanwhile
+		within, cancel := context.WithTimeout(ctx, time.Second) // the node may crash
 		status, err := f.any().Wait(within, id)
 		cancel()
 		if err == nil && status.State.Final() {
@@ -345,7 +345,7 @@ func TestFaults(t *testing.T) {
 	t.Logf("%d jobs, faults: %v", f.jobs, did)
 }
 
-// check reads what the ledger and the storage have, as anybody can.
+// check checks the ledger and the storage.
 func (f *fleet) check() {
 	f.t.Helper()
 	checkJobs(f.t, f.database.URL("postgres"), f.jobs, func(id job.ID, last job.Attempt) error {
@@ -362,8 +362,8 @@ func (f *fleet) check() {
 	})
 }
 
-// checkJobs looks whether each of the jobs ended once, as done, by its last attempt, and has
-// the output of that, as output says.
+// checkJobs checks that each of the jobs ended once, as done, by its last attempt, and has
+// the output of that attempt.
 func checkJobs(t *testing.T, url string, jobs int, output func(id job.ID, last job.Attempt) error) {
 	t.Helper()
 	ctx := t.Context()

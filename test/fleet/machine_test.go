@@ -26,7 +26,7 @@ import (
 // The keys of the storage.
 const accessKey, secretKey = "fleet", "secret-of-the-fleet"
 
-// buildPrograms builds what a machine runs, and returns the directory.
+// buildPrograms builds the programs of a machine, and returns their directory.
 func buildPrograms(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -38,8 +38,8 @@ func buildPrograms(t *testing.T) string {
 	return dir
 }
 
-// serveStorage serves a storage at an address of a place; of this machine's own where that
-// is nil.
+// serveStorage serves a storage at an address of a place, which is nil for this machine's own
+// network.
 func serveStorage(t *testing.T, at *place, address string) (host string) {
 	t.Helper()
 	var s *embedded.Server
@@ -69,9 +69,9 @@ func serveStorage(t *testing.T, at *place, address string) (host string) {
 	return s.Addr()
 }
 
-// machine is a node as a process, in a place of its own where there is one. Its sheep runs
-// the model gate:v1: it waits until the file that its input names is there, and its output
-// is the name of the node.
+// machine is a node as a process, in a place of its own or in this machine's network. Its
+// sheep runs the model gate:v1, which waits until the file exists that its input names, and
+// whose output is the name of the node.
 type machine struct {
 	t      *testing.T
 	name   string
@@ -169,7 +169,7 @@ func (m *machine) start() {
 	})
 }
 
-// eventually waits for something that comes soon; a daemon that ends is no good then.
+// eventually waits until a condition holds, and fails if the daemon exits.
 func (m *machine) eventually(what string, ok func() bool) {
 	m.t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
@@ -184,7 +184,7 @@ func (m *machine) eventually(what string, ok func() bool) {
 	}
 }
 
-// awaitExit returns the exit code of a daemon that ends by itself.
+// awaitExit waits for a daemon that exits and returns its exit code.
 func (m *machine) awaitExit() int {
 	m.t.Helper()
 	select {
@@ -195,7 +195,7 @@ func (m *machine) awaitExit() int {
 	return m.cmd.ProcessState.ExitCode()
 }
 
-// end stops the daemon. Nothing of the machine is left.
+// end stops the daemon and everything else of the machine.
 func (m *machine) end() {
 	if m.cmd == nil {
 		return
@@ -219,7 +219,7 @@ func (m *machine) end() {
 	}
 }
 
-// processes are those that the daemon has started.
+// processes returns the processes that the daemon has started.
 func (m *machine) processes() (own []int) {
 	all, err := proc.All()
 	if err != nil {
@@ -234,7 +234,7 @@ func (m *machine) processes() (own []int) {
 	return own
 }
 
-// ask sends a request, and decodes the answer into into where that is not nil.
+// ask sends a request, and decodes the answer into into unless that is nil.
 func (m *machine) ask(method, path, body string, into any) error {
 	request, err := http.NewRequest(method, m.api+path, strings.NewReader(body))
 	if err != nil {
@@ -267,10 +267,10 @@ func (m *machine) submit(id, gate string) {
 	}
 }
 
-// attempt is one of a job.
+// attempt is an attempt of a job.
 type attempt struct{ Node, Cause string }
 
-// view is a job as a node tells of it.
+// view is a job in the API of a node.
 func (m *machine) view(id string) (status string, attempts []attempt, err error) {
 	var v struct {
 		Status   string
@@ -293,7 +293,7 @@ func (m *machine) view(id string) (status string, attempts []attempt, err error)
 	return v.Status, attempts, nil
 }
 
-// runs waits until the job runs, and is the node that has it.
+// runs waits until the job runs, and returns the node that runs it.
 func (m *machine) runs(id string) (node string) {
 	m.t.Helper()
 	m.eventually(id+" runs", func() bool {
@@ -340,7 +340,8 @@ func open(t *testing.T, gate string) {
 	}
 }
 
-// occupy has each of two nodes run a job that waits for a file, and is which job each has.
+// occupy starts a job on each of two nodes that waits for a file, and returns the job of
+// each node.
 func occupy(a, b *machine, gate string, ids [2]string) map[string]string {
 	a.t.Helper()
 	a.submit(ids[0], gate)

@@ -15,13 +15,13 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// place is a network namespace, as of a machine of its own.
+// place is a network namespace, for a machine.
 type place struct {
 	t    *testing.T
 	name string
 }
 
-// newPlace makes a namespace in which there is loopback alone. It goes with the test.
+// newPlace makes a namespace with only a loopback device, until the test ends.
 func newPlace(t *testing.T, name string) *place {
 	t.Helper()
 	p := &place{t, fmt.Sprintf("shepherd-%d-%s", os.Getpid(), name)}
@@ -41,7 +41,7 @@ func ipRun(t *testing.T, args ...string) {
 	}
 }
 
-// inside runs do in the namespace. What it starts and listens on stays there.
+// inside runs do in the namespace. Processes and listeners that it starts stay there.
 func (p *place) inside(do func() error) error {
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
@@ -77,15 +77,15 @@ func (p *place) dial(ctx context.Context, network, address string) (conn net.Con
 // link is a cable between two places.
 type link struct {
 	from, to     *place
-	nearby, away string // its devices there
+	nearby, away string // its devices in the namespaces
 	// Near and Far are the addresses of its ends.
 	Near, Far string
 }
 
-// links counts those that there were, for their addresses.
+// links counts the links that were made, for their addresses.
 type links int
 
-// connect puts a cable between two places.
+// connect makes a link between two places.
 func (n *links) connect(from, to *place) *link {
 	from.t.Helper()
 	*n++
@@ -99,14 +99,14 @@ func (n *links) connect(from, to *place) *link {
 	return l
 }
 
-// cut pulls the cable; mend puts it back.
+// cut sets the link down; mend sets it up again.
 func (l *link) cut()  { ipRun(l.to.t, "-n", l.to.name, "link", "set", l.away, "down") }
 func (l *link) mend() { ipRun(l.to.t, "-n", l.to.name, "link", "set", l.away, "up") }
 
-// nobody is the address of no device: what is sent to it is lost.
+// nobody is the address of no device: packets to it are lost.
 const nobody = "02:00:00:00:00:01"
 
-// cutOut loses what the near place sends, and cutIn what it is sent, silently, until mendOut
+// cutOut silently drops packets from the near place, and cutIn packets to it, until mendOut
 // and mendIn.
 func (l *link) cutOut()  { l.from.lose(l.Far, l.nearby) }
 func (l *link) mendOut() { l.from.find(l.Far, l.nearby) }

@@ -32,7 +32,7 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 	b.start()
 	gates := t.TempDir()
 
-	// From each other: jobs go on, and each says that the other does not answer.
+	// From each other: jobs run, and each node reports that the other does not answer.
 	gate := gates + "/1"
 	has := occupy(a, b, gate, [2]string{"job-1", "job-2"})
 	told := func(m *machine) string {
@@ -94,7 +94,7 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 	aStorage.mend()
 	b.done(has["a"], attempt{"a", "done"})
 
-	// From the database: it ends, and the other node has its job.
+	// From the database: the node exits, and the other node runs its job.
 	gate = gates + "/2"
 	has = occupy(a, b, gate, [2]string{"job-3", "job-4"})
 	aDatabase.cut()
@@ -118,7 +118,7 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 }
 
 // The database is restarted, and then fails over to its standby, while jobs run: within the
-// lease that costs no job an attempt.
+// lease no job loses an attempt.
 func TestFailover(t *testing.T) {
 	primary := postgrestest.New(t, "fsync=on", "synchronous_commit=on")
 	standby, err := primary.Standby(t.Context())
@@ -184,8 +184,8 @@ api: {host: 127.0.0.1, port: 0}`, both, storage, accessKey, secretKey))
 	}
 }
 
-// startServices starts what nodes in networks of their own share, a PostgreSQL and a
-// storage, and builds the programs.
+// startServices starts a PostgreSQL and a storage for nodes in networks of their own, and
+// builds the programs.
 func startServices(t *testing.T, databaseAt, storageAt *place) (database *postgrestest.Server, bin string) {
 	t.Helper()
 	err := databaseAt.inside(func() error {

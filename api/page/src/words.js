@@ -228,7 +228,7 @@ export const events = {
   kinds: { queued: "was submitted", claimed: "was claimed", started: "started", returned: "went back to the queue", due: "is due", cancel: "is being cancelled", ended: "ended" },
   by: (sheep) => `by ${sheep}`, on: (sheep) => `on ${sheep}`,
   none: "No event matches", nothing: "Nothing has happened yet", other: "Search for something else.",
-  means: html`Each step of a job shows here as it happens. <code>curl -N …/events?after=oldest</code> lists earlier events.`,
+  means: html`Each step of a job shows here as it happens. What happened earlier is on the page of each <a href="#/jobs">job</a>; <code>shepherd events</code> lists it for all.`,
 };
 
 export const submit = {

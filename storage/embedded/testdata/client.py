@@ -119,18 +119,29 @@ s3.put_object_tagging(Bucket="python", Key="big", Tagging={"TagSet": [{"Key": "k
 assert s3.get_object_tagging(Bucket="python", Key="big")["TagSet"] == [{"Key": "k", "Value": "v"}]
 assert s3.get_object(Bucket="python", Key="big")["Body"].read() == big
 
-# presigned URLs
-for signer in (s3, client(), client(signature_version="s3v4", s3={"addressing_style": "path"})):
-    url = signer.generate_presigned_url("put_object", Params={"Bucket": "python", "Key": "pre signed/é"}, ExpiresIn=60)
-    if "X-Amz-Signature" not in url:
-        continue  # an old botocore signs with version 2 unless told otherwise
-    fetch(url, data=b"by url", method="PUT")
-    url = signer.generate_presigned_url("get_object", Params={"Bucket": "python", "Key": "pre signed/é", "ResponseContentType": "text/y"}, ExpiresIn=60)
+# presigned URLs: by version 2, unless botocore is told otherwise
+for signer in (s3, client(), client(signature_version="s3"), client(signature_version="s3v4", s3={"addressing_style": "path"})):
+    pre = {"Bucket": "python", "Key": "pre signed/é"}
+    url = signer.generate_presigned_url("put_object", Params={**pre, "ContentType": "text/x", "Metadata": {"color": "blue"}}, ExpiresIn=60)
+    fetch(url, data=b"by url", method="PUT", headers={"Content-Type": "text/x", "x-amz-meta-color": "blue"})
+    fetch_refused(403, url, data=b"by url", method="PUT", headers={"Content-Type": "text/z", "x-amz-meta-color": "blue"})
+    answer = s3.head_object(**pre)
+    assert answer["ContentType"] == "text/x" and answer["Metadata"] == {"color": "blue"}, answer
+    url = signer.generate_presigned_url("get_object", Params={**pre, "ResponseContentDisposition": 'attachment; filename="é & b.txt"'}, ExpiresIn=60)
     assert fetch(url) == b"by url"
-    fetch_refused(403, url.replace("Expires=60", "Expires=6000"))
+    fetch_refused(403, url.replace("Expires=", "Expires=1"))
     fetch_refused(403, url.replace("pre%20signed", "presigned"))
     fetch_refused(403, url, method="DELETE")
     fetch_refused(403, url, headers={"x-amz-copy-source": "python/big"})
+    upload = s3.create_multipart_upload(**pre)["UploadId"]
+    url = signer.generate_presigned_url("upload_part", Params={**pre, "UploadId": upload, "PartNumber": 1}, ExpiresIn=60)
+    fetch(url, data=b"by part", method="PUT", headers={"Content-Type": ""})
+    parts = [{"PartNumber": p["PartNumber"], "ETag": p["ETag"]} for p in s3.list_parts(**pre, UploadId=upload)["Parts"]]
+    s3.complete_multipart_upload(**pre, UploadId=upload, MultipartUpload={"Parts": parts})
+    assert fetch(signer.generate_presigned_url("get_object", Params=pre)) == b"by part"
+    assert fetch(signer.generate_presigned_url("head_object", Params=pre), method="HEAD") == b""
+    fetch(signer.generate_presigned_url("delete_object", Params=pre), method="DELETE")
+    refused("404", s3.head_object, **pre)
 url = s3.generate_presigned_url("get_object", Params={"Bucket": "python", "Key": "big"}, ExpiresIn=1)
 time.sleep(2.1)  # the only way past an expiry
 fetch_refused(403, url)

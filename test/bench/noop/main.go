@@ -1,8 +1,8 @@
-// Command noop is a runner that does nothing, for measuring all that is around
-// it: each input becomes an output of the same name, by a link. A model whose
-// config.yaml begins with "hold" keeps its job until it is stopped. One with "timed
-// PAUSE FILE" computes for PAUSE, and adds a line to FILE for each job: when it was
-// given the job and when it had it ready, in nanoseconds of Unix time.
+// Command noop is a runner that does nothing, to measure everything else: each input becomes
+// an output of the same name, by a link. With a model whose config.yaml begins with "hold"
+// it keeps its job until it is stopped. With "timed PAUSE FILE" it computes for PAUSE, and
+// writes a line to FILE for each job: when it received and when it finished the job, in
+// nanoseconds of Unix time.
 package main
 
 import (

@@ -1,7 +1,6 @@
-// Command null is an S3 server that keeps nothing and answers every request at
-// once with success: what is measured against it is the client's part alone. A
-// request for /wait is never answered, and costs what net/http alone takes. It
-// prints its address and serves until it is killed.
+// Command null is an S3 server that keeps nothing and answers every request with success at
+// once, to measure only the client. It never answers a request for /wait, which costs only
+// what net/http needs. It prints its address and serves until it is killed.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Report writes docs/performance.md from what a run of the benchmarks measured, so
-// that no figure in it is typed by hand:
+// Report writes docs/performance.md from the results of the benchmarks, so that no figure
+// is copied by hand:
 //
 //	go run ./test/bench/report -figures figures.json -log bench.txt >docs/performance.md
 //
@@ -57,7 +57,7 @@ func run(out io.Writer, figures, log, revision, date string) error {
 	return r.write(out)
 }
 
-// report is what the template sees.
+// report is the data of the template.
 type report struct {
 	Revision, Date string
 	CPU            string
@@ -67,7 +67,7 @@ type report struct {
 	metrics map[string]string // by "package.Benchmark unit"
 }
 
-// figure is one of those that test/bench writes as JSON.
+// figure is a figure in the JSON of test/bench.
 type figure struct {
 	What    string   `json:"what"`
 	Unit    string   `json:"unit"`
@@ -78,7 +78,7 @@ type figure struct {
 	AtLeast *float64 `json:"at_least"`
 }
 
-// read takes the metrics out of the output of `go test -bench`: lines of a name, the
+// read reads the metrics from the output of `go test -bench`: lines of a name, the
 // number of iterations, and pairs of a value and its unit, below a line that names the
 // package.
 func (r *report) read(log io.Reader) error {
@@ -116,7 +116,7 @@ func (r *report) write(out io.Writer) error {
 	return page.Execute(out, r)
 }
 
-// table is the rows of the figures with these names, in their order, with a head.
+// table returns a table of the figures with these names, in their order.
 func (r *report) table(names ...string) (string, error) {
 	var rows strings.Builder
 	rows.WriteString("| what | measured | bound |\n| --- | --- | --- |\n")
@@ -141,7 +141,7 @@ func (r *report) table(names ...string) (string, error) {
 	return strings.TrimSuffix(rows.String(), "\n"), nil
 }
 
-// missed marks a bound that was not kept.
+// missed marks a bound that was not met.
 func missed(so bool) string {
 	if so {
 		return ", **missed**"
@@ -158,7 +158,7 @@ func (r *report) find(name string) (figure, bool) {
 	return figure{}, false
 }
 
-// metric is what a benchmark of a package reported in a unit.
+// metric returns the result of a benchmark of a package in a unit.
 func (r *report) metric(name, unit string) (string, error) {
 	value, ok := r.metrics[name+" "+unit]
 	if !ok {

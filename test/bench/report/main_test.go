@@ -45,8 +45,8 @@ func TestMetric(t *testing.T) {
 	}
 }
 
-// A page is written whole or not at all: what a run did not measure is an error that
-// names it.
+// A page is written completely or not at all: a figure that the run did not measure is an
+// error with its name.
 func TestIncompleteRun(t *testing.T) {
 	dir := t.TempDir()
 	figures, bench := filepath.Join(dir, "figures.json"), filepath.Join(dir, "bench.txt")

@@ -14,9 +14,9 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// TestUpkeepIsRetried has every write fail for a while: what the writer does by
-// itself is done once writes succeed again, without a restart.
-func TestUpkeepIsRetried(t *testing.T) {
+// TestMaintenanceIsRetried makes every write fail for a while: maintenance is done
+// once writes succeed again, without a restart.
+func TestMaintenanceIsRetried(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
@@ -42,7 +42,7 @@ func TestUpkeepIsRetried(t *testing.T) {
 			return err
 		}
 
-		// The claim's caller goes away between its commit and its answer.
+		// The claim's caller stops waiting between the commit and its answer.
 		var claim *ledger.Claim
 		o := &operation{done: make(chan struct{})}
 		o.apply = func(tx *tx) (err error) {
@@ -96,8 +96,7 @@ func TestUpkeepIsRetried(t *testing.T) {
 	})
 }
 
-// TestTimersInSteps has more jobs become due at one moment than one transaction
-// changes.
+// TestTimersInSteps: more jobs become due at one moment than one transaction changes.
 func TestTimersInSteps(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

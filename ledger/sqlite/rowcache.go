@@ -6,29 +6,27 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Bounds of the rows that are kept in memory: their number, and the bytes of a
-// row's failure.
+// Bounds of the rows in memory: their number, and the bytes of a row's failure.
 const (
-	recentRows       = 1024
-	recentRowFailure = 4 << 10
+	maxCachedRows    = 1024
+	maxCachedFailure = 4 << 10
 )
 
-// rowCache holds the rows that were committed last: those of the jobs that are
-// under way, unless there are very many. What a job's way through the daemon
-// reads of it is found here and not in the file. Rows are not changed once they
-// are in it.
+// rowCache keeps the rows that were committed last, which are normally those of all jobs
+// under way: their rows are read from here and not from the file. Rows in the cache are
+// not changed.
 type rowCache struct {
 	mu    sync.RWMutex
 	byID  map[job.ID]*row
 	bySeq map[int64]*row
-	order []*row // as they came, some of them replaced meanwhile
+	order []*row // by time of commit; some are replaced by later ones
 }
 
 func newRowCache() *rowCache {
 	return &rowCache{byID: make(map[job.ID]*row), bySeq: make(map[int64]*row)}
 }
 
-// get returns a row, nil where it is not here.
+// get returns a row, nil where it is not in the cache.
 func (c *rowCache) get(id job.ID) *row {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -41,8 +39,8 @@ func (c *rowCache) getSeq(seq int64) *row {
 	return c.bySeq[seq]
 }
 
-// publish takes over what a transaction changed; nil for what is to be read from
-// the file.
+// publish adds the rows that a transaction wrote; nil removes a row, which is then read
+// from the file.
 func (c *rowCache) publish(changed map[job.ID]*row) {
 	if len(changed) == 0 {
 		return
@@ -53,13 +51,13 @@ func (c *rowCache) publish(changed map[job.ID]*row) {
 		if old := c.byID[id]; old != nil {
 			c.drop(old)
 		}
-		if r == nil || r.Failure != nil && len(r.Failure.Message)+len(r.Failure.Traceback) > recentRowFailure {
+		if r == nil || r.Failure != nil && len(r.Failure.Message)+len(r.Failure.Traceback) > maxCachedFailure {
 			continue
 		}
 		c.byID[id], c.bySeq[r.Seq] = r, r
 		c.order = append(c.order, r)
 	}
-	for len(c.byID) > recentRows || len(c.order) > 4*recentRows {
+	for len(c.byID) > maxCachedRows || len(c.order) > 4*maxCachedRows {
 		oldest := c.order[0]
 		c.order[0] = nil
 		if c.order = c.order[1:]; c.byID[oldest.ID] == oldest {
