@@ -4,8 +4,9 @@
 //
 // An answer that is no success is returned as a [*StatusError], and a daemon that
 // cannot be reached as an [*UnreachableError]; so JSON200 of a response is set
-// wherever the contract has one and the error is nil. The package builds on every
-// system that Go knows; it needs nothing of the machine's.
+// wherever the contract has one and the error is nil, unless something else than a
+// daemon has answered. The package builds on every system that Go knows; it needs
+// nothing of the machine's.
 package client
 
 import (

@@ -74,6 +74,9 @@ func (u *Uploader) Send(ctx context.Context, upload Upload) error {
 		if renewErr != nil {
 			return fmt.Errorf("%w; asked for new addresses: %w", err, renewErr)
 		}
+		if answer.JSON200 == nil {
+			return fmt.Errorf("%w; asked for new addresses: the daemon's answer cannot be read", err)
+		}
 		upload = *answer.JSON200
 	}
 }

@@ -27,6 +27,7 @@ type uploadServer struct {
 	stored  map[string]string // by the address's path
 	refuse  map[string][]int  // the next answers
 	renewed int
+	foreign bool // answers about the upload are somebody else's
 	upload  Upload
 }
 
@@ -35,6 +36,11 @@ func (s *uploadServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	if r.Method == http.MethodPost {
 		s.renewed++
+		if s.foreign {
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = io.WriteString(w, "<html>sign in</html>")
+			return
+		}
 		rest := s.upload
 		rest.Files = nil
 		for _, f := range s.upload.Files {
@@ -113,6 +119,15 @@ func TestUploaderRenews(t *testing.T) {
 	}
 	if s.stored["/large/3"] != "vwxyz" || s.renewed == 0 || sent.Load() != 30 {
 		t.Errorf("stored %q, renewed %d times, told of %d bytes", s.stored, s.renewed, sent.Load())
+	}
+}
+
+// TestUploaderForeignAnswer has something between answer in the daemon's place.
+func TestUploaderForeignAnswer(t *testing.T) {
+	s, u, _ := newUploadServer(t)
+	s.refuse["/large/3"], s.foreign = []int{403}, true
+	if err := u.Send(t.Context(), s.upload); err == nil || !strings.Contains(err.Error(), "cannot be read") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -140,13 +140,15 @@ func unreachable(node, problem string, cause error) error {
 // Sheep are those of another node as they are now.
 func (f *Fleet) Sheep(ctx context.Context, node string) ([]job.Sheep, error) {
 	var sheep []job.Sheep
-	return sheep, f.get(ctx, node, sheepPath, &sheep)
+	err := f.get(ctx, node, sheepPath, &sheep)
+	return sheep, err
 }
 
 // GPUs are those of another node.
 func (f *Fleet) GPUs(ctx context.Context, node string) (job.GPUs, error) {
 	var gpus job.GPUs
-	return gpus, f.get(ctx, node, gpusPath, &gpus)
+	err := f.get(ctx, node, gpusPath, &gpus)
+	return gpus, err
 }
 
 // Logs opens the log of a sheep of another node. The error is *job.UnknownSheep,

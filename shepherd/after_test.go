@@ -3,6 +3,7 @@ package shepherd_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/storagetest"
 )
 
@@ -310,6 +312,9 @@ func TestGroup(t *testing.T) {
 type signed struct{ err error }
 
 func (s signed) Presign(_ context.Context, id job.ID, name string, valid time.Duration) (string, error) {
+	if strings.Contains(name, "//") {
+		return "", fmt.Errorf("%q: %w", name, storage.ErrBadName)
+	}
 	return "signed:" + string(id) + "/" + name + "?" + valid.String(), s.err
 }
 
@@ -331,5 +336,9 @@ func TestPresign(t *testing.T) {
 	p.start()
 	if err := p.core.Presign(t.Context(), "job-1", job.OutputDir, files, time.Hour); err != nil || files[0].Address != "signed:job-1/outputs/output?1h0m0s" {
 		t.Errorf("%v, %+v", err, files)
+	}
+	files = []job.FileInfo{{Name: "a//b"}, {Name: "c"}} // the first another program has put there
+	if err := p.core.Presign(t.Context(), "job-1", job.OutputDir, files, time.Hour); err != nil || files[0].Address != "" || files[1].Address == "" {
+		t.Errorf("with a name that no file can be fetched by: %v, %+v", err, files)
 	}
 }

@@ -154,14 +154,17 @@ func (r *reader) Inputs(ctx context.Context, id job.ID) iter.Seq2[job.FileInfo, 
 }
 
 // Presign sets the Address of each of a job's files in dir, job.InputDir or job.OutputDir,
-// to a URL that is valid for the given time. The error is job.ErrNoAddresses, or the
-// storage's.
+// to a URL that is valid for the given time. A file whose name no request can name, which
+// another program has stored, gets none. The error is job.ErrNoAddresses, or the storage's.
 func (r *reader) Presign(ctx context.Context, id job.ID, dir string, files []job.FileInfo, valid time.Duration) error {
 	if r.cfg.Presigner == nil {
 		return job.ErrNoAddresses
 	}
 	for i := range files {
 		address, err := r.cfg.Presigner.Presign(ctx, id, dir+"/"+files[i].Name, valid)
+		if errors.Is(err, storage.ErrBadName) {
+			continue
+		}
 		if err != nil {
 			return serviceError("storage", err)
 		}

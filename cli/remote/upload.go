@@ -83,7 +83,7 @@ func (s *submission) beginUpload(ctx context.Context, on *session) (*client.Uplo
 		return nil, nil
 	case is("id-in-use") && s.request.JobId != nil:
 		found, findErr := on.RenewUploadWithResponse(ctx, *s.request.JobId, client.UploadRenewal{})
-		if findErr == nil && sameFiles(*found.JSON200, request.Files) {
+		if findErr == nil && found.JSON200 != nil && sameFiles(*found.JSON200, request.Files) {
 			return found.JSON200, nil
 		}
 	}

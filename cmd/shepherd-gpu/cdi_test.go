@@ -73,7 +73,7 @@ GLOBAL OPTIONS:
 	if got := unknownHooks(""); len(got) != len(hooks) {
 		t.Errorf("got %q", got)
 	}
-	// What stands in for the machine's program where there is none knows them all.
+	// The replacement for a missing program of the machine knows all of them.
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -280,7 +280,7 @@ func samples(t *testing.T, m machine, args []string, enough func([]gpu.Sample) b
 	return seen
 }
 
-// A machine whose GPUs do not answer, or that has none, is no driver that hangs.
+// GPUs that do not answer, or a machine without GPUs, do not count as a driver that hangs.
 func TestWatchOfNone(t *testing.T) {
 	two := func(seen []gpu.Sample) bool { return len(seen) >= 2 }
 	m := machines()["dgxa100"]()
@@ -323,7 +323,7 @@ func TestWatchOfSome(t *testing.T) {
 	}
 }
 
-// Nobody reads any more: the daemon is gone.
+// The daemon has exited and reads no more.
 func TestWatchEndsWithReader(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

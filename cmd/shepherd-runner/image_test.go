@@ -131,7 +131,7 @@ func launchImage(t *testing.T, env []string, args ...string) *image {
 	return x
 }
 
-// do has a job run with files as its inputs, and returns its failure and events.
+// do runs a job with files as its inputs, and returns its failure and events.
 func (x *image) do(id job.ID, files map[string]string) (*job.Failure, []string) {
 	x.t.Helper()
 	x.give(id, files)
@@ -211,8 +211,7 @@ func TestImageCommand(t *testing.T) {
 	}
 }
 
-// As the first process of a PID namespace it reaps what is left behind, and ends
-// when it is told to.
+// As the first process of a PID namespace it reaps orphans, and exits when it is asked to.
 func TestFirstProcess(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a PID namespace needs root")

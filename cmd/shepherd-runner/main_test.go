@@ -139,7 +139,7 @@ func TestCommandFails(t *testing.T) {
 			t.Errorf("%q: %v, %+v", c.script, err, f)
 		}
 	}
-	// Only the end of what it wrote is told, in whole lines.
+	// Only the end of its output is reported, in whole lines.
 	var f *job.Failure
 	err := newModel(t, "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done >&2; exit 1", "").process(t.Context(), newJob(t))
 	if !errors.As(err, &f) || len(f.Traceback) > tailSize || !strings.HasPrefix(f.Traceback, "line ") || !strings.HasSuffix(f.Traceback, "line 1999\n") {

@@ -28,7 +28,7 @@ const grace = 5 * time.Second
 // including itself. So no process of the group outlives the runner.
 func guard(input io.Reader) {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
-	fmt.Println() // tells newGroup that signals are ignored now
+	fmt.Println() // newGroup waits for this: signals are ignored now
 	_, _ = io.Copy(io.Discard, input)
 	_ = syscall.Kill(0, syscall.SIGKILL)
 }

@@ -71,7 +71,7 @@ func (u *resident) during(each func(from stream, line string)) {
 	u.each = each
 }
 
-// failed returns the error of a command that has ended by itself.
+// failed returns the error of a command that has exited.
 func (u *resident) failed() error {
 	u.group.kill()
 	u.out.end()

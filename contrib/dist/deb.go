@@ -18,11 +18,11 @@ import (
 	"github.com/goreleaser/nfpm/v2/deb"
 )
 
-// describeTagged is what git describe says where there is a tag: the tag, the
-// commits since, and whether the tree had changes.
+// describeTagged matches the output of git describe with a tag: the tag, the commits since, and
+// whether the tree had changes.
 var describeTagged = regexp.MustCompile(`^v?(\d[0-9A-Za-z.]*)(?:-([0-9A-Za-z.]+?))??(?:-(\d+)-g([0-9a-f]+))?(-dirty)?$`)
 
-// debianVersion makes a version that Debian can order of what git describe says:
+// debianVersion converts the output of git describe to a version that Debian can order:
 // 1.2.0 for the tag v1.2.0, 1.2.0~rc1 for v1.2.0-rc1, 1.2.0+5.gabc1234 for the
 // fifth commit after it, and the commit's time where there is no tag.
 func debianVersion(described string, at time.Time) string {
@@ -52,8 +52,8 @@ func debianVersion(described string, at time.Time) string {
 	return v
 }
 
-// writeDeb packs r.Root, after adding what only a Debian package has: compressed
-// pages and Debian's own changelog and copyright.
+// writeDeb packages r.Root, after adding the parts of a Debian package: compressed manual pages,
+// changelog and copyright.
 func writeDeb(r release) (string, error) {
 	version := debianVersion(r.Version, r.Time)
 	if err := debianize(r, version); err != nil {
@@ -81,7 +81,7 @@ func writeDeb(r release) (string, error) {
 	if err := nfpm.PrepareForPackager(info, "deb"); err != nil {
 		return "", err
 	}
-	// What is packed was made just now.
+	// The packaged files were built just now.
 	for _, c := range info.Contents {
 		if c.FileInfo != nil {
 			c.FileInfo.MTime = r.Time
@@ -170,8 +170,8 @@ func debianize(r release, version string) error {
 	return nil
 }
 
-// compress replaces a file by its gzip, which tells of no time; a link's target
-// is compressed, too.
+// compress replaces a file by its gzip without a time, and a link by one to the compressed
+// file.
 func compress(path string) error {
 	if target, err := os.Readlink(path); err == nil {
 		if err := os.Symlink(target+".gz", path+".gz"); err != nil {

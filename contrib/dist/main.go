@@ -1,7 +1,6 @@
-// Command dist packs an installed tree: as a Debian package, a tarball, a bill of
-// materials and checksums. `make deb` and `make dist` call it from the
-// repository's root. It is a module of its own, so that what packs shepherd is
-// not among what shepherd is built from.
+// Command dist packages an installed tree: as a Debian package and a tarball, with a bill of
+// materials and checksums. `make deb` and `make dist` call it from the repository's root. It is
+// a module of its own, so that its dependencies are not those of shepherd.
 package main
 
 import (
@@ -13,15 +12,15 @@ import (
 	"time"
 )
 
-// release is what is packed.
+// release describes a release.
 type release struct {
-	Version    string // as `shepherdd version` says it
+	Version    string // as `shepherdd version` prints it
 	Arch       string // as Go names it
 	Maintainer string
-	Time       time.Time // of the commit; nothing packed has another
-	Tree       string    // what the tarball holds
-	Root       string    // what the Debian package holds
-	Out        string    // where results go
+	Time       time.Time // of the commit; all packaged files have it
+	Tree       string    // the files of the tarball
+	Root       string    // the files of the Debian package
+	Out        string    // the directory of the results
 	// Compression replaces the Debian package's (xz): zstd, gzip or none.
 	Compression string
 }
@@ -75,7 +74,7 @@ func run(args []string) error {
 	return nil
 }
 
-// writeTo writes a file whole or not at all.
+// writeTo writes a file atomically.
 func writeTo(path string, write func(*os.File) error) (string, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {

@@ -39,7 +39,7 @@ func bomOf(r release, programs []string) (*cdx.BOM, error) {
 		Licenses:   &cdx.Licenses{{License: &cdx.License{ID: "MIT"}}},
 	}
 	modules := make(map[string]cdx.Component)
-	parts := make(map[string][]string) // by reference, what it is made of
+	parts := make(map[string][]string) // the parts of each program, by reference
 	var components []cdx.Component
 	for _, path := range programs {
 		if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {

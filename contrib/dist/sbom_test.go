@@ -14,7 +14,8 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// TestSBOM lists this test's own program, and has the standard's schema judge.
+// TestSBOM lists this test's own program, and validates the list with the schema of the
+// standard.
 func TestSBOM(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
@@ -69,7 +70,7 @@ func TestSBOM(t *testing.T) {
 	if listed["pkg:golang/std@"+strings.TrimPrefix(built.GoVersion, "go")] != 1 {
 		t.Error("the standard library is not listed")
 	}
-	if want := len(built.Deps) + 2; len(bom.Components) != want { // and the program; its link is no other
+	if want := len(built.Deps) + 2; len(bom.Components) != want { // and the program, but not its link
 		t.Errorf("%d components are listed, not %d", len(bom.Components), want)
 	}
 }

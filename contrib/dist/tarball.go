@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// writeTarball packs r.Tree in one order, as root's, with one time.
+// writeTarball writes r.Tree as a tar file: sorted, owned by root, all with the same time.
 func writeTarball(r release) (string, error) {
 	name := fmt.Sprintf("shepherd-%s-linux-%s", strings.TrimPrefix(r.Version, "v"), r.Arch)
 	return writeTo(filepath.Join(r.Out, name+".tar.gz"), func(f *os.File) error {

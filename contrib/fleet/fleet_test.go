@@ -14,13 +14,13 @@ import (
 	"github.com/iterait/shepherd/ledger/postgres/postgrestest"
 )
 
-// The whole demonstration, with a short lease: no digit is lost or classified twice,
-// some moved, and nothing is left running.
+// The whole demonstration, with a short lease: no digit is lost or classified twice, some jobs
+// move, and no process is left.
 func TestDemo(t *testing.T) {
 	dir := t.TempDir()
 	o := options{
 		bin: filepath.Join(dir, "bin"), dir: filepath.Join(dir, "state"), minio: testenv.MinIOProgram(t),
-		config: "node.yml", models: "../../examples/digits/models", lease: 8 * time.Second, // far more than a busy machine stands still
+		config: "node.yml", models: "../../examples/digits/models", lease: 8 * time.Second, // far longer than a pause of a busy machine
 	}
 	for program, of := range map[string]string{"shepherdd": "../../cmd/shepherdd", "shepherd-shim": "../../cmd/shepherd-shim", "digits-runner": "../../examples/digits/runner"} {
 		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(o.bin, program), of)

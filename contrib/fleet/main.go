@@ -1,6 +1,6 @@
-// Command fleet shows what a fleet is for: two nodes that share a PostgreSQL and a MinIO
-// classify a hundred handwritten digits, a job each; one node is killed in the middle with
-// all that it runs, and the other has its jobs. `make demo-fleet` runs it.
+// Command fleet demonstrates a fleet: two nodes that share a PostgreSQL and a MinIO classify a
+// hundred handwritten digits, one in each job. One node is killed with all its processes while
+// jobs run, and the other runs its jobs. `make demo-fleet` runs it.
 package main
 
 import (

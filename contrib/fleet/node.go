@@ -19,7 +19,7 @@ import (
 	"github.com/iterait/shepherd/internal/proc"
 )
 
-// node is a daemon with two sheep, as a machine of its own would have.
+// node is a daemon with two sheep, like one on a machine of its own.
 type node struct {
 	*service
 	name, api string
@@ -27,7 +27,7 @@ type node struct {
 	client    *client.ClientWithResponses
 }
 
-// environment is what is the same on all nodes.
+// environment is the configuration that is the same on all nodes.
 func environment(o options, database string, files *storage) []string {
 	return []string{
 		"LEDGER_URL=" + database, "LEASE=" + o.lease.String(),
@@ -76,10 +76,10 @@ func startNode(ctx context.Context, o options, name string, shared []string) (*n
 	return n, nil
 }
 
-// kill ends the node as a loss of power does: the daemon, the shims and the runners at
-// once. It returns when none is left.
+// kill kills the daemon, the shims and the runners of the node at once, like a power failure. It
+// returns when none is left.
 func (n *node) kill(ctx context.Context) error {
-	_ = n.cmd.Process.Kill() // all that may fail is that it has ended
+	_ = n.cmd.Process.Kill() // it may have exited
 	<-n.exited
 	for {
 		left, err := n.processes()
@@ -118,11 +118,11 @@ func (n *node) processes() ([]int, error) {
 	return append(own, shims...), nil
 }
 
-// paused runs do while the node's daemon stands still; do may kill it.
+// paused runs do while the node's daemon is suspended; do may kill it.
 func (n *node) paused(do func() error) error {
 	if err := n.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		return fmt.Errorf("stop node %s for a moment: %w", n.name, err)
 	}
-	defer func() { _ = n.cmd.Process.Signal(syscall.SIGCONT) }() // all that may fail is that it has ended
+	defer func() { _ = n.cmd.Process.Signal(syscall.SIGCONT) }() // it may have exited
 	return do()
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// report is what became of all jobs, by what the node that is left tells.
+// report is the result of all jobs, as the remaining node reports it.
 type report struct {
 	loss         loss
 	jobs         int
@@ -95,7 +95,7 @@ func (r report) print(out io.Writer) {
 	fmt.Fprintf(out, "\n%d of %d digits right; jobs: %d moved, %d lost, %d doubled\n", r.right, r.jobs, len(r.moved), len(r.lost), len(r.double))
 }
 
-// verdict is nil where all is as promised.
+// verdict returns an error if jobs were lost or ended twice.
 func (r report) verdict() error {
 	switch {
 	case len(r.lost)+len(r.double) > 0:

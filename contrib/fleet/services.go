@@ -31,7 +31,7 @@ func start(cmd *exec.Cmd, log string, read func(io.Reader)) (*service, error) {
 		return nil, err
 	}
 	s := &service{cmd: cmd, log: log, exited: make(chan struct{})}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is ours to pass on
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must reach only the demo
 	stderr, err := cmd.StderrPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -52,8 +52,7 @@ func start(cmd *exec.Cmd, log string, read func(io.Reader)) (*service, error) {
 	return s, nil
 }
 
-// stop asks the program to stop and waits until it has. Of one that has ended it says
-// nothing.
+// stop asks the program to stop and waits for it. It ignores a program that has exited.
 func (s *service) stop() error {
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stop %s: %w", s.cmd.Path, err)
@@ -98,7 +97,7 @@ func startStorage(ctx context.Context, o options) (*storage, error) {
 	return s, nil
 }
 
-// healthy reports whether a URL answers that all is well.
+// healthy reports whether a URL answers with success.
 func healthy(ctx context.Context, url string) bool {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

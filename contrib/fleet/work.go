@@ -19,7 +19,7 @@ import (
 	"github.com/iterait/shepherd/ledger/postgres"
 )
 
-// work is the digits, of which each is a job, and what became of them.
+// work is the digits, each of which is a job, and their results.
 type work struct {
 	nodes      []*node
 	database   string // its URL
@@ -32,11 +32,11 @@ func newWork(nodes []*node, database string, samples []digits.Sample) *work {
 	return &work{nodes: nodes, database: database, samples: samples, answers: make([]int, len(samples))}
 }
 
-// clients is how many submit and wait at a time.
+// clients is how many clients submit and wait at the same time.
 const clients = 8
 
-// run has all digits classified. Clients submit to one node and the other in turn, and go
-// to the other where one does not answer, as behind a load balancer.
+// run classifies all digits. Clients use the two nodes in turn, and the other one if a node does
+// not answer, as behind a load balancer.
 func (w *work) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(clients)
@@ -46,7 +46,7 @@ func (w *work) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// jobID is that of a sample's job.
+// jobID returns the id of a sample's job.
 func (w *work) jobID(i int) string {
 	return "digit-" + strings.TrimSuffix(w.samples[i].Name, ".png")
 }
@@ -84,7 +84,8 @@ func (w *work) classify(ctx context.Context, i int) error {
 	return nil
 }
 
-// submit submits a job with a digit. The key makes it one job however often it is sent.
+// submit submits a job with a digit. With the idempotency key, sending it again makes no second
+// job.
 func submit(ctx context.Context, c *client.ClientWithResponses, id string, s digits.Sample) error {
 	request := client.JobRequest{JobId: &id}
 	request.Model.Name, request.Model.Version = "digits", "v1"
@@ -111,7 +112,7 @@ func await(ctx context.Context, c *client.ClientWithResponses, id string) error 
 	}
 }
 
-// result is the digit that was predicted.
+// result returns the predicted digit.
 func result(ctx context.Context, c *client.ClientWithResponses, id string) (int, error) {
 	answer, err := c.GetResultWithResponse(ctx, id)
 	if err != nil {
@@ -134,11 +135,11 @@ type loss struct {
 	held       int // jobs that the node had
 }
 
-// settleTime is for what a node has sent before it was stopped.
+// settleTime is how long requests that a node sent before it was stopped may take.
 const settleTime = 300 * time.Millisecond
 
-// killOne kills a node while it has jobs, once some digits are classified. The node is
-// stopped for a moment, so that it still has the jobs that it is said to have.
+// killOne kills a node that holds jobs, after some digits are classified. It suspends the node
+// first, so that the number of its jobs is still right when it is killed.
 func (w *work) killOne(ctx context.Context, victim *node) (loss, error) {
 	k := loss{node: victim.name}
 	for k.held == 0 {
@@ -168,7 +169,7 @@ func (w *work) killOne(ctx context.Context, victim *node) (loss, error) {
 	return k, nil
 }
 
-// held asks the database how many jobs a node has.
+// held reads from the database how many jobs a node holds.
 func (w *work) held(ctx context.Context, name string) (held int, err error) {
 	return held, postgres.Manage(ctx, postgres.Config{URL: w.database}, func(a *postgres.Admin) error {
 		known, err := a.Nodes(ctx)
@@ -181,7 +182,7 @@ func (w *work) held(ctx context.Context, name string) (held int, err error) {
 	})
 }
 
-// attemptsOf are those of a job, as a node tells.
+// attemptsOf reads the attempts of a job from a node.
 func attemptsOf(ctx context.Context, asked *node, id string) ([]client.Attempt, error) {
 	answer, err := asked.client.GetJobWithResponse(ctx, id, &client.GetJobParams{})
 	if err != nil {
@@ -193,7 +194,7 @@ func attemptsOf(ctx context.Context, asked *node, id string) ([]client.Attempt, 
 	return *answer.JSON200.Attempts, nil
 }
 
-// nodeOf is the node as it is configured, without the tail of its name.
+// nodeOf returns the configured name of a node, without its suffix.
 func nodeOf(a client.Attempt) string {
 	name, _, _ := strings.Cut(a.Node, "-")
 	return name

@@ -1,5 +1,5 @@
-// Package grafana holds no code: its test checks the dashboard in this folder.
-// That the metrics it shows are there is checked in test/e2e, against a daemon.
+// Package grafana has no code: its test checks the dashboard in this directory. test/e2e checks
+// that a daemon has the metrics of the dashboard.
 package grafana
 
 import (
@@ -22,8 +22,8 @@ type panel struct {
 	Targets []struct{ Expr, RefID string }
 }
 
-// TestDashboard checks that Grafana can lay the panels out, and Prometheus
-// evaluate every query: promtool reads each as the rule of a recording.
+// TestDashboard checks the layout of the panels, and every query with promtool, as a recording
+// rule.
 func TestDashboard(t *testing.T) {
 	text, err := os.ReadFile("shepherd.json")
 	if err != nil {
@@ -36,7 +36,7 @@ func TestDashboard(t *testing.T) {
 	if err := json.Unmarshal(text, &dashboard); err != nil {
 		t.Fatal(err)
 	}
-	described, err := os.ReadFile("../../docs/metrics.md") // which a test holds against the daemon
+	described, err := os.ReadFile("../../docs/metrics.md") // which a test compares with the daemon
 	if err != nil {
 		t.Fatal(err)
 	}

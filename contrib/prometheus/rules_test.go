@@ -1,5 +1,5 @@
-// Package prometheus holds no code: its test checks the alert rules in this
-// folder with promtool.
+// Package prometheus has no code: its test checks the alert rules in this directory with
+// promtool.
 package prometheus
 
 import (
@@ -19,15 +19,14 @@ func promtool(t *testing.T, args ...string) {
 	}
 }
 
-// TestRules has promtool read the rules and evaluate them over made-up series:
-// each alert comes when it should, and not when it should not.
+// TestRules evaluates the rules over test series with promtool: each alert fires when it should,
+// and only then.
 func TestRules(t *testing.T) {
 	promtool(t, "check", "rules", "--lint=all", "--lint-fatal", "shepherd.rules.yml")
 	promtool(t, "test", "rules", "shepherd.rules.test.yml")
 }
 
-// TestAlertsAreDocumented looks for each alert in the table of what to do, and
-// for each in the table among the alerts.
+// TestAlertsAreDocumented checks that the documentation's table has exactly the alerts.
 func TestAlertsAreDocumented(t *testing.T) {
 	names := func(file, pattern string) map[string]bool {
 		text, err := os.ReadFile(file)

@@ -1,5 +1,4 @@
-// Package python_test runs the Python runner SDK against shepherd's side of the
-// wire.
+// Package python_test tests the Python runner SDK with shepherd's side of the protocol.
 package python_test
 
 import (
@@ -24,10 +23,10 @@ import (
 	"github.com/iterait/shepherd/messenger/zmq"
 )
 
-// hang bounds what must happen soon but not at any certain time.
+// hang is the time limit of operations that take far less.
 const hang = 30 * time.Second
 
-// program is a runner whose jobs' ids say what happens to them.
+// program is a runner that does what the id of its job says.
 const program = `
 import sys, time
 from shepherd.runner import parse_args, serve
@@ -83,7 +82,7 @@ func start(t *testing.T) *talk {
 	return startAt(t, "127.0.0.1")
 }
 
-// startAt starts the runner, which is told by the environment where to listen.
+// startAt starts the runner with its address in the environment.
 func startAt(t *testing.T, host string) *talk {
 	t.Helper()
 	python := testenv.Python(t, "zmq", "python3-zmq")
@@ -205,7 +204,7 @@ func TestJobs(t *testing.T) {
 	x.output("upper", "HELLO")
 }
 
-// It listens where it is told to, and nowhere else.
+// It listens only at the given address.
 func TestHost(t *testing.T) {
 	claims.Hold(t, "L5")
 	x := startAt(t, "127.0.0.9")
@@ -253,7 +252,7 @@ func TestNoJobRunsTwice(t *testing.T) {
 	}
 }
 
-// What a job tells goes to who asked for it, and it can be given up.
+// Events of a job are sent only if they are supported, and a job can be cancelled.
 func TestEventsAndCancel(t *testing.T) {
 	t.Setenv(messenger.EnvFeatures, messenger.FeatureEvents)
 	x := start(t)
@@ -283,7 +282,7 @@ func TestEventsAndCancel(t *testing.T) {
 	}
 }
 
-// The package's own tests: what runners of the original do.
+// The package's own tests: the behaviour of runners of the original.
 func TestPackage(t *testing.T) {
 	python := testenv.Python(t, "zmq", "python3-zmq")
 	cmd := exec.Command(python, "-B", "-m", "unittest", "discover", "-s", "tests", "-t", ".")
@@ -293,7 +292,7 @@ func TestPackage(t *testing.T) {
 	}
 }
 
-// What is built has the package, its command and its types.
+// The built wheel has the package, its command and its types.
 func TestBuild(t *testing.T) {
 	testenv.Python(t, "setuptools, wheel", "python3-setuptools python3-wheel")
 	out := t.TempDir()

@@ -18,7 +18,7 @@ import (
 	"github.com/iterait/shepherd/examples/internal/client"
 )
 
-// anySheep are the sheep that run images which know nothing of shepherd.
+// anySheep are the sheep for images that do not use shepherd's runner interface.
 const anySheep = `  shell:
     type: docker
     contract: command
@@ -31,7 +31,7 @@ const anySheep = `  shell:
     type: docker
 `
 
-// anyJobs are the images and what is said of each.
+// anyJobs are the images and their descriptions.
 var anyJobs = []struct{ sheep, model, what string }{
 	{"shell", "digits-shell", "a shell command"},
 	{"python", "digits-python", "a Python script"},
@@ -70,8 +70,7 @@ func pushAny(ctx context.Context, o options, dir, registry string) ([]string, er
 	return refs, nil
 }
 
-// runAny has the same digits classified by all three images and shows how many are
-// right.
+// runAny classifies the same digits with all three images and prints how many are right.
 func runAny(ctx context.Context, d *daemon, box *sandbox) error {
 	ctx, cancel := context.WithTimeout(ctx, jobTime)
 	defer cancel()

@@ -24,7 +24,7 @@ type containerd struct {
 	private              *process // nil for the system's
 }
 
-// privateConfig leaves out CRI, which wants a network set up.
+// privateConfig disables CRI, which needs a network.
 const privateConfig = `version = 2
 root = %q
 state = %q
@@ -33,8 +33,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
   address = %q
 `
 
-// openContainerd takes the containerd at the address if it answers, else it
-// starts one that keeps everything in dir.
+// openContainerd uses the containerd at the address if it answers, else it starts one that keeps
+// everything in dir.
 func openContainerd(ctx context.Context, address, dir string) (*containerd, error) {
 	c := &containerd{address: address}
 	if conn, err := net.Dial("unix", address); err == nil {
@@ -65,8 +65,8 @@ func openContainerd(ctx context.Context, address, dir string) (*containerd, erro
 	return c, nil
 }
 
-// chooseSnapshotter takes overlayfs where the kernel and the folder's file
-// system have it, else the one that copies.
+// chooseSnapshotter returns overlayfs if the kernel and the file system of the directory support
+// it, else native.
 func (c *containerd) chooseSnapshotter(ctx context.Context) error {
 	out, err := c.ctr(ctx, "plugins", "ls")
 	if err != nil {
@@ -116,12 +116,12 @@ func (c *containerd) forget(ctx context.Context, refs []string) error {
 	return nil
 }
 
-// stop ends a private containerd, after whatever still runs in it.
+// stop stops a private containerd, after everything that still runs in it.
 func (c *containerd) stop() error {
 	if c.private == nil {
 		return nil
 	}
-	ctx := context.Background() // what was started must be ended, whoever has lost patience
+	ctx := context.Background() // cleaning up must not be cancelled
 	var errs []error
 	for _, kind := range []struct {
 		list string

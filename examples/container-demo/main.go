@@ -2,8 +2,8 @@
 // it builds two images, pushes them to a sandbox registry, and has shepherdd run
 // them through containerd: handwritten digits are classified by a static program
 // on an empty base, and a page of text is read by Tesseract on Debian's
-// libraries. `make demo-container` runs it; `make demo-any` has it run images that
-// know nothing of shepherd.
+// libraries. `make demo-container` runs it; `make demo-any` runs it with
+// images that do not use shepherd's runner interface.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 
 type options struct {
 	bin, examples, containerd, mirror string
-	any                               bool // images that know nothing of shepherd
+	any                               bool // images that do not use shepherd's runner interface
 }
 
 // startTime bounds the start of a program, imagesTime the making of the images,
@@ -109,8 +109,7 @@ func demo(ctx context.Context, o options) (err error) {
 	return errors.Join(err, daemon.stop())
 }
 
-// run runs both jobs at the same time and shows what came of them and where they
-// ran.
+// run runs both jobs at the same time and prints their results and the sheep that ran them.
 func run(ctx context.Context, d *daemon, box *sandbox, ctd *containerd) error {
 	ctx, cancel := context.WithTimeout(ctx, jobTime)
 	defer cancel()

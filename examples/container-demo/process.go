@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// process is a program that the demo started, with all it prints in a log file.
+// process is a program that the demo started. Its output is in a log file.
 type process struct {
 	name, log string
 	cmd       *exec.Cmd
@@ -19,8 +19,7 @@ type process struct {
 	err       error // set when exited is closed
 }
 
-// start starts a program and returns when ready has said yes to a line that it
-// printed. It is called with one line after the other.
+// start starts a program and returns when ready returns true for a line of its output.
 func start(dir, name string, args []string, ready func(line string) bool) (*process, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -35,7 +34,7 @@ func start(dir, name string, args []string, ready func(line string) bool) (*proc
 	p.cmd = exec.Command(name, args...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.WaitDelay = time.Second                           // its children may hold its output for longer
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is ours to pass on
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must reach only the demo
 	if err := p.cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", p.name, err), log.Close())
 	}
@@ -58,11 +57,10 @@ func start(dir, name string, args []string, ready func(line string) bool) (*proc
 	}
 }
 
-// output writes what a program prints to its log and looks for the line that
-// says it is ready.
+// output writes a program's output to its log and looks for the line that says it is ready.
 type output struct {
 	log    *os.File
-	ready  func(line string) bool // nil when it has said yes
+	ready  func(line string) bool // nil after it has returned true
 	served chan struct{}
 	line   []byte // not ended yet
 }

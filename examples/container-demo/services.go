@@ -19,8 +19,7 @@ type sandbox struct {
 	accessKey, secretKey string
 }
 
-// startSandbox starts a sandbox on free ports and learns from what it prints how
-// to use it.
+// startSandbox starts a sandbox on free ports and reads its addresses and keys from its output.
 func startSandbox(bin, dir string) (*sandbox, error) {
 	s := &sandbox{}
 	args := []string{"sandbox", "--dir", filepath.Join(dir, "data"), "--storage-port", "0", "--registry-port", "0"}
@@ -103,7 +102,7 @@ api:
 sheep:
 `
 
-// twoSheep are sheep that run whatever they are given.
+// twoSheep are sheep that run all models.
 const twoSheep = `  sheep_1:
     type: docker
   sheep_2:

@@ -5,8 +5,8 @@
 //
 // digits:v1 is the static digits runner on an empty base; tesseract:v1 is
 // Tesseract OCR on a root file system of Debian's packages, which needs root and
-// mmdebstrap. Built again from the same inputs, an image is the same, byte by
-// byte.
+// mmdebstrap. Builds
+// are reproducible: the same inputs give the same bytes.
 package main
 
 import (

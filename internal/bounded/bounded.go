@@ -1,4 +1,4 @@
-// Package bounded keeps a bounded part of what is written to it: memory does not
+// Package bounded keeps a bounded part of the data that is written to it: memory does not
 // grow with what a program prints.
 package bounded
 
@@ -90,7 +90,7 @@ func (h *Head) Write(p []byte) (int, error) {
 	return h.kept.Write(p)
 }
 
-// Bytes is what is kept.
+// Bytes returns the kept data.
 func (h *Head) Bytes() []byte {
 	h.mu.Lock()
 	defer h.mu.Unlock()

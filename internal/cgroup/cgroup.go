@@ -267,7 +267,7 @@ type Membership struct {
 	Path        string // from the hierarchy's root as this process sees it
 }
 
-// ParseMemberships reads /proc/PID/cgroup. Lines that are none are left out.
+// ParseMemberships parses /proc/PID/cgroup. Invalid lines are skipped.
 func ParseMemberships(text string) []Membership {
 	var list []Membership
 	for line := range strings.Lines(text) {

@@ -1,5 +1,5 @@
-// Package cogtest is a stand-in for the server of an image that was built with
-// Cog: it speaks Cog's HTTP API as docs/http.md of github.com/replicate/cog and the
+// Package cogtest replaces the server of an image that was built with Cog: it has Cog's HTTP
+// API as docs/http.md of github.com/replicate/cog and the
 // OpenAPI document that Cog generates describe it.
 package cogtest
 
@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// Model is what the server serves.
+// Model is the model of a server.
 type Model struct {
 	// Setup is run before the server is READY; what it prints with log is in the
 	// health check, and an error is SETUP_FAILED.
@@ -34,7 +34,7 @@ type Model struct {
 	Old bool
 }
 
-// prediction is one, as it is reported.
+// prediction is a prediction in the format of the API.
 type prediction struct {
 	ID      string         `json:"id"`
 	Status  string         `json:"status"`
@@ -187,7 +187,7 @@ func (s *server) predict(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, s.work(ctx, q))
 }
 
-// work makes a prediction and reports it.
+// work runs a prediction and reports its result.
 func (s *server) work(ctx context.Context, q request) prediction {
 	p := prediction{ID: q.ID, Status: "processing"}
 	s.report(q, "start", p)

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// DataURL is a file's content as Cog returns files.
+// DataURL returns a file's content in the format in which Cog returns files.
 func DataURL(kind string, data []byte) string {
 	return "data:" + kind + ";base64," + base64.StdEncoding.EncodeToString(data)
 }

@@ -22,7 +22,7 @@ type Floor struct {
 // errdefs.ErrResourceExhausted.
 type LowError struct {
 	Path      string
-	Left      int64 // what is free now
+	Left      int64 // bytes that are free
 	Free      int64 // what has to stay free
 	Requested int64
 }

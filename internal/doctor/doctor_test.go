@@ -93,7 +93,7 @@ func TestDiagnosis(t *testing.T) {
 	}
 }
 
-// TestExamineEnds checks that an interrupted diagnosis does not go on.
+// TestExamineEnds checks that an interrupted diagnosis stops.
 func TestExamineEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	n := 0

@@ -31,7 +31,7 @@ func SyncDirs(dirs ...string) error {
 	return nil
 }
 
-// Open is os.OpenFile for what is known to be a regular file or a directory, on
+// Open is os.OpenFile for a regular file or a directory, on
 // which reads and writes never wait for a peer. os.OpenFile offers each file to
 // the runtime's poller, which for these costs five system calls to be refused.
 func Open(path string, flags int, mode os.FileMode) (*os.File, error) {
@@ -128,7 +128,7 @@ func (l *FileLock) Close() error {
 	return errors.Join(Unlock(l.file), l.file.Close())
 }
 
-// Unlock gives up a lock of flock(2), whoever else has the file open.
+// Unlock releases a lock of flock(2), also if other processes have the file open.
 func Unlock(f *os.File) error {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN); err != nil {
 		return fmt.Errorf("unlock %s: %w", f.Name(), err)

@@ -14,7 +14,7 @@ func TestFind(t *testing.T) {
 	path := t.TempDir()
 	t.Setenv("PATH", path)
 	const name = "shepherd-nothing"
-	// A folder and a file that cannot be run are no programs.
+	// A directory and a file that is not executable are not programs.
 	if err := os.Mkdir(filepath.Join(path, name), 0o755); err != nil {
 		t.Fatal(err)
 	}

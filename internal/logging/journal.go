@@ -16,16 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// JournalSocket is where systemd's journal takes entries.
+// JournalSocket is the socket on which systemd's journal receives entries.
 const JournalSocket = "/run/systemd/journal/socket"
 
-// JournalConfig is how to log to the journal.
+// JournalConfig configures a Journal.
 type JournalConfig struct {
 	Level slog.Leveler
 	// Socket is the journal's; empty is JournalSocket.
 	Socket string
-	// Identifier is what the entries are found by beside the unit's name:
-	// journalctl -t IDENTIFIER.
+	// Identifier is the syslog identifier of the entries: journalctl -t IDENTIFIER.
 	Identifier string
 }
 
@@ -67,13 +66,13 @@ func NewJournal(cfg JournalConfig) (*slog.Logger, *Journal, error) {
 	return slog.New(j), j, nil
 }
 
-// Close ends writing to the journal.
+// Close closes the socket.
 func (j *Journal) Close() error { return j.conn.Close() }
 
-// Enabled is slog.Handler's.
+// Enabled implements slog.Handler.
 func (j *Journal) Enabled(_ context.Context, level slog.Level) bool { return level >= j.level.Level() }
 
-// Handle is slog.Handler's.
+// Handle implements slog.Handler.
 func (j *Journal) Handle(_ context.Context, r slog.Record) error {
 	message := append(appendLines(nil, r.Message), j.lines.attrs...)
 	entry := append([]byte(nil), j.fixed...)
@@ -88,7 +87,7 @@ func (j *Journal) Handle(_ context.Context, r slog.Record) error {
 	return j.send(entry)
 }
 
-// WithAttrs is slog.Handler's.
+// WithAttrs implements slog.Handler.
 func (j *Journal) WithAttrs(attrs []slog.Attr) slog.Handler {
 	c := *j
 	c.lines = j.lines.WithAttrs(attrs).(*text)
@@ -99,7 +98,7 @@ func (j *Journal) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &c
 }
 
-// WithGroup is slog.Handler's.
+// WithGroup implements slog.Handler.
 func (j *Journal) WithGroup(name string) slog.Handler {
 	if name == "" {
 		return j
@@ -110,7 +109,7 @@ func (j *Journal) WithGroup(name string) slog.Handler {
 	return &c
 }
 
-// priority is the level as syslog counts.
+// priority returns the syslog priority of a level.
 func priority(l slog.Level) int {
 	switch {
 	case l >= slog.LevelError:
@@ -123,8 +122,7 @@ func priority(l slog.Level) int {
 	return 7
 }
 
-// send hands an entry over: in a datagram or, where it is too large for one, in a
-// file in memory.
+// send sends an entry: in a datagram or, if it is too large for one, in a file in memory.
 func (j *Journal) send(entry []byte) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -178,7 +176,7 @@ func appendLines(b []byte, s string) []byte {
 	return b
 }
 
-// fieldName is a name that the journal takes: at most 64 of A-Z, 0-9 and _.
+// fieldName returns a valid field name: at most 64 of A-Z, 0-9 and _.
 func fieldName(key string) string {
 	name := strings.Map(func(r rune) rune {
 		switch {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// journald receives entries as systemd's does.
+// journald receives entries like systemd's journald.
 func journald(t *testing.T) (socket string, receive func() map[string]string) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "socket")
@@ -51,7 +51,7 @@ func journald(t *testing.T) (socket string, receive func() map[string]string) {
 	}
 }
 
-// parse takes an entry apart, both ways of writing a field.
+// parse parses an entry with fields in both formats.
 func parse(t *testing.T, entry string) map[string]string {
 	t.Helper()
 	fields := make(map[string]string)

@@ -16,7 +16,7 @@ import (
 	"unicode/utf8"
 )
 
-// Config is how to log.
+// Config configures a logger.
 type Config struct {
 	Level slog.Leveler // nil: info
 	JSON  bool
@@ -41,7 +41,7 @@ func New(w io.Writer, cfg Config) *slog.Logger {
 type text struct {
 	out    *output
 	level  slog.Leveler
-	attrs  string // formatted already, each with a space in front
+	attrs  string // formatted, each after a space
 	prefix string // of open groups
 }
 
@@ -136,9 +136,9 @@ func appendAttr(b []byte, prefix string, a slog.Attr) []byte {
 	return append(b, s...)
 }
 
-// appendLine keeps a message on its line and escapes what a terminal would obey or
-// hide: control characters (C0 and C1), direction marks and the like. Nothing that
-// looks like a second record can be put into a message.
+// appendLine keeps a message on its line and escapes characters that control a terminal or are
+// invisible: control characters (C0 and C1), direction marks and the like. A message cannot
+// contain text that looks like a second record.
 func appendLine(b []byte, s string) []byte {
 	for i, r := range s {
 		if unicode.IsPrint(r) && r != utf8.RuneError {
@@ -152,8 +152,8 @@ func appendLine(b []byte, s string) []byte {
 	return b
 }
 
-// printable is a writer for JSON that writes the characters which JSON allows and a
-// terminal would obey or hide (C1 controls, direction marks) as escapes.
+// printable is a writer for JSON that escapes characters which JSON allows and which control a
+// terminal or are invisible (C1 controls, direction marks).
 type printable struct{ w io.Writer }
 
 func (p printable) Write(line []byte) (int, error) {

@@ -18,7 +18,7 @@ func read(t *testing.T, name string) string {
 	return string(text)
 }
 
-// What runners printed last, and what an operator has to be told of it.
+// The last output of runners, and the part of it that an operator needs.
 func TestCause(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"progress bars":  {read(t, "progress-bars.txt"), "RuntimeError: input has 3 channels, expected 4"},

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestFree has no connection of a client hold the ports that are returned.
+// TestFree: the returned ports are not used by connections of clients.
 func TestFree(t *testing.T) {
 	const host = "127.0.0.1"
 	low := ephemeral()

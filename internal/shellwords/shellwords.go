@@ -1,5 +1,5 @@
-// Package shellwords takes command lines apart as a shell does, with quotes and
-// backslashes and without anything else.
+// Package shellwords splits command lines like a shell, with quotes and backslashes and without
+// expansions.
 package shellwords
 
 import (
@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Split takes a command line apart by the rules of POSIX shell quoting.
+// Split splits a command line by the rules of POSIX shell quoting.
 func Split(line string) ([]string, error) {
 	var words []string
 	var word strings.Builder

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// TestMain is a service, too: what a test starts as one.
+// TestMain is also the service that tests start.
 func TestMain(m *testing.M) {
 	if os.Getenv("BE_A_SERVICE") == "" {
 		os.Exit(m.Run())
@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// service answers one connection to each of its sockets with what it is.
+// service answers one connection to each of its sockets with its description.
 func service() error {
 	m, err := Take()
 	if err != nil {
@@ -57,8 +57,8 @@ func service() error {
 	return m.Ready()
 }
 
-// Sockets that were opened before the service began answer; nothing of what the
-// manager said is left to the service's children.
+// Sockets that were opened before the service started answer. The children of the service inherit
+// no variables of the manager.
 func TestSockets(t *testing.T) {
 	dir := t.TempDir()
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
@@ -114,7 +114,7 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// manager hears what is told.
+// manager receives the notifications.
 type manager struct {
 	path string
 	conn *net.UnixConn

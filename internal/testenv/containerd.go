@@ -82,9 +82,8 @@ func Containerd2(t testing.TB) string {
 	return dir
 }
 
-// containerdConfig leaves out what a test of images and tasks has no use for:
-// above all CRI, which wants a network set up. Names unknown to a release are
-// not minded by it.
+// containerdConfig disables plugins that tests of images and tasks do not need, above all CRI,
+// which needs a network. A release ignores names that it does not know.
 const containerdConfig = `version = 2
 root = %q
 state = %q
@@ -234,8 +233,7 @@ func (c *Containerd) end(t testing.TB) {
 	}
 }
 
-// awaitShims waits for containerd's shims, which outlive it by as long as they
-// take to clean up.
+// awaitShims waits for containerd's shims, which clean up after containerd has exited.
 func (c *Containerd) awaitShims(t testing.TB) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -275,11 +273,10 @@ func (c *Containerd) Ctr(t testing.TB, namespace string, args ...string) string 
 	return string(out)
 }
 
-// Leftovers lists what a namespace holds that a finished run must not leave:
-// containers, tasks, leases and active snapshots, and the mounts and cgroups of
-// any of them. Images, their content and their committed snapshots are no
-// leftovers, nor is the lease of a pull whose image is not there: it keeps what
-// was fetched for the next pull.
+// Leftovers lists the objects of a namespace that a finished run must not leave: containers,
+// tasks, leases and active snapshots, and their mounts and cgroups. Images, their content and
+// their committed snapshots are not leftovers, nor is the lease of a pull that did not complete:
+// it keeps the fetched content for the next pull.
 func (c *Containerd) Leftovers(t testing.TB, namespace string) []string {
 	t.Helper()
 	var found []string

@@ -115,7 +115,7 @@ func BootDebian(t testing.TB, root string) *Debian {
 	return d
 }
 
-// Crash ends everything in it at once, as a loss of power does, and boots it again.
+// Crash kills all its processes at once, like a power failure, and boots it again.
 func (d *Debian) Crash(t testing.TB) {
 	t.Helper()
 	d.end()
@@ -185,13 +185,13 @@ func (d *Debian) writeGroupsUnit(t testing.TB) {
 	}
 }
 
-// shorten makes a host name of it.
+// shorten makes a host name.
 func shorten(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	return "debian-" + hex.EncodeToString(sum[:4])
 }
 
-// await is for what takes a second or two.
+// await waits for a condition that takes a second or two.
 func (d *Debian) await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
@@ -231,13 +231,13 @@ func (d *Debian) Command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Try runs a command in it and returns what it wrote.
+// Try runs a command in it and returns its output.
 func (d *Debian) Try(name string, args ...string) (string, error) {
 	out, err := d.Command(name, args...).CombinedOutput()
 	return string(out), err
 }
 
-// Run is Try for what has to succeed.
+// Run is Try for commands that must succeed.
 func (d *Debian) Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := d.Try(name, args...)
@@ -257,7 +257,7 @@ func (d *Debian) Listen(ctx context.Context, network, address string) (net.Liste
 	return inNetwork(d, func() (net.Listener, error) { return new(net.ListenConfig).Listen(ctx, network, address) })
 }
 
-// Path is where this machine finds one of its files, those in /run included.
+// Path returns the path on this machine of one of its files, those in /run included.
 func (d *Debian) Path(path string) string { return fmt.Sprintf("/proc/%d/root%s", d.leader, path) }
 
 // inNetwork opens a socket in its network.
@@ -291,7 +291,7 @@ func (d *Debian) Client() *http.Client {
 	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: d.Dial, DisableKeepAlives: true}}
 }
 
-// end kills all that is in it and removes its control groups. It may be called again.
+// end kills all its processes and removes its control groups. It may be called again.
 func (d *Debian) end() {
 	if d.ended != nil {
 		if d.leader != 0 {

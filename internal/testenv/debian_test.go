@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// A Debian boots, runs what it is told to, and nothing of it is left.
+// A Debian boots, runs commands, and leaves no files or processes.
 func TestDebian(t *testing.T) {
 	var groups []string
 	t.Run("boot", func(t *testing.T) {

@@ -56,7 +56,7 @@ func S5cmd(t testing.TB) string {
 	return program
 }
 
-// loopback is an address of this machine at which nobody listens.
+// loopback is an address of this machine on which no process listens.
 func loopback(t testing.TB) string {
 	return "127.0.0.1:" + strconv.Itoa(FreePort(t))
 }

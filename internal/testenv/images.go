@@ -60,7 +60,7 @@ func Layer(t testing.TB, files map[string][]byte) v1.Layer {
 type TarEntry struct {
 	Name     string
 	Type     byte   // as in package tar; 0 is a regular file
-	Link     string // what a symbolic or hard link leads to
+	Link     string // the target of a symbolic or hard link
 	Mode     int64  // 0 is 0755
 	UID, GID int
 	Data     []byte
@@ -95,8 +95,8 @@ func tarOf(t testing.TB, entries []TarEntry) []byte {
 	return archive.Bytes()
 }
 
-// stored makes a layer of an archive, not deflated: what compresses costs time
-// and what is random gains nothing.
+// stored makes a layer of an archive without compression, which costs time and gains nothing for
+// random data.
 func stored(t testing.TB, archive []byte) v1.Layer {
 	t.Helper()
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
@@ -153,8 +153,8 @@ func ZstdLayer(t testing.TB, entries ...TarEntry) v1.Layer {
 }
 
 // EstargzLayer is a layer of one file as lazily pulling snapshotters have them:
-// gzip members that can be read one by one, a table of contents and a footer that
-// tells where it is. To everybody else it is a layer in gzip.
+// gzip members that can be read one by one, a table of contents and a footer with
+// its position. Others read it as a gzip layer.
 func EstargzLayer(t testing.TB, name string, data []byte) v1.Layer {
 	t.Helper()
 	var out bytes.Buffer

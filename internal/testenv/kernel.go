@@ -17,8 +17,8 @@ type Refusal struct {
 	Arg int
 }
 
-// Kernel53 is how Linux 5.3 answers to what came later and has to do with processes
-// and files: PIDFD_NONBLOCK is of 5.10.
+// Kernel53 refuses the system calls for processes and files that are newer than Linux 5.3:
+// PIDFD_NONBLOCK is from 5.10.
 var Kernel53 = []Refusal{
 	{Call: unix.SYS_PIDFD_OPEN, Errno: unix.EINVAL, Arg: 2},
 	{Call: unix.SYS_CLOSE_RANGE, Errno: unix.ENOSYS},
@@ -31,9 +31,9 @@ var Kernel53 = []Refusal{
 // KernelBefore53 is Kernel53 without pidfd_open(2).
 var KernelBefore53 = append([]Refusal{{Call: unix.SYS_PIDFD_OPEN, Errno: unix.ENOSYS}}, Kernel53...)
 
-// Refuse has the kernel refuse system calls to this process and its children, for
-// good: it is for processes that a test starts. It refuses nothing to calls of other
-// architectures.
+// Refuse makes the kernel refuse system calls of this process and its children. It cannot be
+// undone, so it is for processes that a test starts. System calls of other architectures are not
+// refused.
 func Refuse(list []Refusal) error {
 	var program []unix.SockFilter
 	add := func(code uint16, jt, jf uint8, k uint32) {

@@ -56,7 +56,7 @@ func StartMinIO(t testing.TB, env ...string) *MinIO {
 	return m
 }
 
-// Pid is the running server's process id, 0 when it is stopped.
+// Pid returns the server's process id, 0 when it is stopped.
 func (m *MinIO) Pid() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -66,7 +66,7 @@ func (m *MinIO) Pid() int {
 	return m.cmd.Process.Pid
 }
 
-// Start starts the server where it is stopped, and returns when it is ready.
+// Start starts the server unless it runs, and returns when it is ready.
 func (m *MinIO) Start() {
 	m.t.Helper()
 	m.mu.Lock()
@@ -139,11 +139,11 @@ func (m *MinIO) ready() error {
 	}
 }
 
-// Stop ends the server and waits until it is gone. Stopping a stopped server
-// does nothing.
+// Stop stops the server and waits until it has exited. It does nothing if the server is
+// stopped.
 func (m *MinIO) Stop() { m.end(syscall.SIGTERM) }
 
-// Kill ends the server as a crash would.
+// Kill kills the server, like a crash.
 func (m *MinIO) Kill() { m.end(syscall.SIGKILL) }
 
 func (m *MinIO) end(signal syscall.Signal) {

@@ -26,8 +26,8 @@ type OTLP struct {
 	raw      []byte
 }
 
-// StartOTLP starts a receiver that ends with the test. What it cannot read fails
-// the test.
+// StartOTLP starts a receiver that ends with the test. A request that it cannot decode fails the
+// test.
 func StartOTLP(t testing.TB) *OTLP {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -69,17 +69,17 @@ func ServeOTLP(t testing.TB, listener net.Listener) *OTLP {
 	return o
 }
 
-// Stop ends it before the test does.
+// Stop stops it before the end of the test.
 func (o *OTLP) Stop() { o.server.Close() }
 
-// Spans are those received so far.
+// Spans returns the spans received so far.
 func (o *OTLP) Spans() []*spans.Span {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return append([]*spans.Span(nil), o.spans...)
 }
 
-// Span is the last one of the name, nil where there is none.
+// Span returns the last span of the name, nil for none.
 func (o *OTLP) Span(name string) (last *spans.Span) {
 	for _, s := range o.Spans() {
 		if s.Name == name {
@@ -89,21 +89,21 @@ func (o *OTLP) Span(name string) (last *spans.Span) {
 	return last
 }
 
-// Resource is what the sender says of itself.
+// Resource returns the resource attributes of the sender.
 func (o *OTLP) Resource(key string) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.resource[key]
 }
 
-// Header is one of the latest request.
+// Header returns a header of the latest request.
 func (o *OTLP) Header(name string) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.headers.Get(name)
 }
 
-// Raw is all that was received, as it came.
+// Raw returns the received bodies.
 func (o *OTLP) Raw() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()

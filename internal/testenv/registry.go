@@ -30,7 +30,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// RegistryConfig says how a test's registry is spoken to.
+// RegistryConfig configures a registry.
 type RegistryConfig struct {
 	// Username and Password are asked of clients where Username is not empty,
 	// by basic authentication, or, with Token, by the registry's token server.
@@ -42,8 +42,7 @@ type RegistryConfig struct {
 	ClientCertificate bool
 }
 
-// Registry is an OCI registry in memory that counts what it is asked and fails
-// on cue.
+// Registry is an OCI registry in memory that counts requests and injects faults.
 type Registry struct {
 	// Host is HOST:PORT, URL is that with the scheme.
 	Host, URL string
@@ -68,7 +67,7 @@ type RegistryRequest struct {
 	Bytes               int64 // of the body sent
 }
 
-// RegistryFault is how a request goes wrong.
+// RegistryFault is a fault that is injected into a request.
 type RegistryFault struct {
 	// Status is answered, where it is not 0, with Header.
 	Status int
@@ -80,9 +79,9 @@ type RegistryFault struct {
 	// CutAfter breaks the connection after that many bytes of the body, where
 	// it is above 0; below 0, before any answer.
 	CutAfter int64
-	// Hold, where not nil, is waited for before the answer.
+	// Hold, if not nil, delays the answer until it is closed.
 	Hold <-chan struct{}
-	// Every 32 KiB of the body are held back for Pause.
+	// Pause delays every 32 KiB of the body.
 	Pause time.Duration
 }
 
@@ -132,7 +131,7 @@ func (r *Registry) Push(t testing.TB, ref string, what remote.Taggable) {
 	}
 }
 
-// direct hands requests to a handler without a network.
+// direct passes requests to a handler without a network.
 type direct struct{ handler http.Handler }
 
 func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -147,15 +146,15 @@ func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// SetFault has f asked about every request from now on; nil as f or its answer
-// means no fault. It is called by one request at a time.
+// SetFault calls f for every request from now on; there is no fault if f is nil or returns nil.
+// One request at a time calls it.
 func (r *Registry) SetFault(f func(*http.Request) *RegistryFault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.fault = f
 }
 
-// Requests lists what was answered since the last call.
+// Requests returns the requests that were answered since the last call.
 func (r *Registry) Requests() []RegistryRequest {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -194,7 +193,7 @@ func (r *Registry) RevokeTokens() {
 	clear(r.tokens)
 }
 
-// SetPassword changes what clients must know.
+// SetPassword changes the password.
 func (r *Registry) SetPassword(password string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -252,8 +251,8 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// serve answers ranges to the end of a blob, which the registry inside does
-// not know.
+// serve answers requests for ranges up to the end of a blob, which the registry inside does not
+// support.
 func (r *Registry) serve(out *answer, req *http.Request) {
 	var offset int64
 	if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-", &offset); err == nil && strings.HasSuffix(req.Header.Get("Range"), "-") {
@@ -288,8 +287,7 @@ func (r *Registry) challenge(w http.ResponseWriter, req *http.Request) {
 	http.Error(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`, http.StatusUnauthorized)
 }
 
-// giveToken is the token server: both of its ways to ask, GET with basic
-// authentication and POST with a form.
+// giveToken is the token server. It supports GET with basic authentication, and POST with a form.
 func (r *Registry) giveToken(w http.ResponseWriter, req *http.Request) {
 	user, password, _ := req.BasicAuth()
 	if req.Method == http.MethodPost {
@@ -307,8 +305,8 @@ func (r *Registry) giveToken(w http.ResponseWriter, req *http.Request) {
 	fmt.Fprintf(w, `{"token":%q,"access_token":%q,"expires_in":300}`, token, token)
 }
 
-// answer counts a body, cuts its beginning off for a range and breaks it off on
-// cue.
+// answer counts the bytes of a body, drops its beginning for a range, and cuts it off for a
+// fault.
 type answer struct {
 	http.ResponseWriter
 	fault        RegistryFault

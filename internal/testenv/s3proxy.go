@@ -33,7 +33,7 @@ type S3Proxy struct {
 	otherETags bool
 }
 
-// OtherETags has listings tell other ETags than the files have.
+// OtherETags makes listings return other ETags than those of the files.
 func (p *S3Proxy) OtherETags() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -58,22 +58,22 @@ func (p *S3Proxy) changeETags(answer *http.Response) error {
 	return nil
 }
 
-// Fault is what is done to a request.
+// Fault is a fault that is injected into a request.
 type Fault int
 
 const (
-	// Unavailable answers 503 SlowDown without asking the server.
+	// Unavailable answers 503 SlowDown without forwarding the request.
 	Unavailable Fault = iota
-	// Reset resets the connection without asking the server.
+	// Reset resets the connection without forwarding the request.
 	Reset
-	// LoseAnswer lets the server do what was asked and then resets the connection.
+	// LoseAnswer forwards the request, and resets the connection instead of answering.
 	LoseAnswer
 	// CutBody passes half of the answer's body on and then resets the connection.
 	CutBody
 	// Stall never answers. It ends when the client gives up or the test ends.
 	Stall
-	// NotImplemented answers 501 without asking the server, as one does that lacks
-	// a feature.
+	// NotImplemented answers 501 without forwarding the request, like a server without the
+	// feature.
 	NotImplemented
 )
 
@@ -98,7 +98,7 @@ func StartS3Proxy(t testing.TB, target string) *S3Proxy {
 			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = to.Scheme, to.Host, r.In.Host
 		},
 		Transport:    transport,
-		ErrorLog:     log.New(io.Discard, "", 0), // broken connections are what this is for
+		ErrorLog:     log.New(io.Discard, "", 0), // broken connections are expected
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { reset(w) },
 	}}
 	p.forward.ModifyResponse = p.changeETags
@@ -117,8 +117,8 @@ func StartS3Proxy(t testing.TB, target string) *S3Proxy {
 	return p
 }
 
-// Inject injects the fault into the next times requests that match; a negative
-// number is every one, a nil match is any request.
+// Inject injects the fault into so many of the next requests that match: all if times is
+// negative. A nil match matches every request.
 func (p *S3Proxy) Inject(fault Fault, times int, match func(*http.Request) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,14 +142,14 @@ func (p *S3Proxy) Reset() {
 	p.requests = nil
 }
 
-// Requests are the requests seen since Reset, each as METHOD PATH?QUERY.
+// Requests returns the requests since Reset, each as METHOD PATH?QUERY.
 func (p *S3Proxy) Requests() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.requests)
 }
 
-// Counts says how many requests of each method were seen since Reset.
+// Counts returns the number of requests of each method since Reset.
 func (p *S3Proxy) Counts() map[string]int {
 	counts := make(map[string]int)
 	for _, request := range p.Requests() {
@@ -159,7 +159,7 @@ func (p *S3Proxy) Counts() map[string]int {
 	return counts
 }
 
-// ServeHTTP passes one request on, or breaks it.
+// ServeHTTP forwards a request, or injects a fault.
 func (p *S3Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault, broken := p.note(r)
 	if !broken {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// A port is free, is given out once, and is given back with the test.
+// A port is free, is given out once, and is released at the end of the test.
 func TestFreePort(t *testing.T) {
 	seen := make(map[int]bool)
 	t.Run("taken", func(t *testing.T) {

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -365,4 +366,53 @@ func TestRemovalOfAnotherNode(t *testing.T) {
 	}
 	ends(a, false)
 	ends(b, true)
+}
+
+// TestNodeLostForSeveral has two nodes take back the same claim, of which one is slower: that
+// is no failure of its maintenance.
+func TestNodeLostForSeveral(t *testing.T) {
+	url := newDatabase(t)
+	dead, slow := mustOpen(t, quiet(url, url)), mustOpen(t, quiet(url, url))
+	ctx := t.Context()
+	for node, l := range map[string]*Ledger{"dead": dead, "slow": slow} {
+		if _, err := l.Join(ctx, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []job.ID{"first", "second"} {
+		if _, err := dead.Create(ctx, job.Record{ID: id, Model: red}); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := dead.Claim(ctx, ledger.Slot{Node: "dead", Sheep: string(id)}); err != nil || c == nil {
+			t.Fatalf("Claim = %v, %v", c, err)
+		}
+	}
+	endLease(t, slow, "dead")
+
+	// The other has changed the first job, and is about to commit that.
+	other, err := dead.pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Rollback(context.WithoutCancel(ctx)) }()
+	if _, err := other.Exec(ctx, `UPDATE shepherd.jobs SET version = version + 1 WHERE id = 'first'`); err != nil {
+		t.Fatal(err)
+	}
+	taken := make(chan error, 1)
+	go func() { taken <- slow.maintenance.takeBack(ctx, "dead") }()
+	for waits := false; !waits; {
+		if _, err := dead.queryOne(ctx, `SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE d.datname = current_database() AND NOT l.granted)
+			OR EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`, nil, &waits); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := other.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-taken; err != nil {
+		t.Error(err)
+	}
+	if held, err := slow.Held(ctx, "dead"); err != nil || len(held) > 0 {
+		t.Errorf("it still holds %v, %v", held, err)
+	}
 }

@@ -294,13 +294,25 @@ func (m *maintenance) settleClaims(ctx context.Context) error {
 		}
 	}
 	for _, claim := range handBacks {
-		_, err := m.l.applyTo(ctx, claim.ID, newKey(), m.l.release(claim.Token, handedBack))
-		if err != nil && !errors.Is(err, ledger.ErrFenced) {
+		if err := m.release(ctx, claim, handedBack); err != nil {
 			failed = err
 			m.handBack(claim)
 		}
 	}
 	return failed
+}
+
+// release releases a claim, unless another node has.
+func (m *maintenance) release(ctx context.Context, claim *ledger.Claim, why ledger.Return) error {
+	for {
+		switch _, err := m.l.applyTo(ctx, claim.ID, newKey(), m.l.release(claim.Token, why)); {
+		case errors.Is(err, errConflict): // another node has just changed the record: look again
+		case errors.Is(err, ledger.ErrFenced):
+			return nil
+		default:
+			return err
+		}
+	}
 }
 
 // takeBack releases the claims of a node whose lease has ended. Those that were
@@ -315,8 +327,7 @@ func (m *maintenance) takeBack(ctx context.Context, node string) error {
 			Cause: job.CauseNodeLost, Spent: claim.State == job.Processing,
 			Reason: fmt.Sprintf("node %s was not heard from", node),
 		}
-		_, err := m.l.applyTo(ctx, claim.ID, newKey(), m.l.release(claim.Token, why))
-		if err != nil && !errors.Is(err, ledger.ErrFenced) {
+		if err := m.release(ctx, &claim, why); err != nil {
 			return err
 		}
 	}

@@ -57,8 +57,8 @@ func Open(ctx context.Context, cfg Config) (_ *Ledger, err error) {
 	}, nil
 }
 
-// prepareFile migrates the file to the present schema and makes its directory entry
-// durable.
+// prepareFile migrates the file to the present schema, makes its directory entry durable,
+// and prepares it for the policy.
 func prepareFile(ctx context.Context, cfg Config, conn *sql.Conn) error {
 	if err := migrate(ctx, conn, cfg.Path); err != nil {
 		return err

@@ -2,6 +2,7 @@ package embedded_test
 
 import (
 	"bytes"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,6 +84,14 @@ func TestAWSCommandLine(t *testing.T) {
 	}
 	if out := s3("s3", "ls", "s3://aws-cli/tree/"); !strings.Contains(out, "PRE sub/") || !strings.Contains(out, "small") {
 		t.Errorf("listed:\n%s", out)
+	}
+	url := strings.TrimSpace(s3("s3", "presign", "s3://aws-cli/tree/sub/space and + plus"))
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer, body := s.send(r); answer.StatusCode != http.StatusOK || !bytes.Equal(body, random(2, 70_000)) {
+		t.Errorf("%s answers %s with %d bytes", url, answer.Status, len(body))
 	}
 	s3("s3", "mv", "s3://aws-cli/copy/big", "s3://aws-cli/moved")
 	s3("s3api", "head-object", "--bucket", "aws-cli", "--key", "moved")

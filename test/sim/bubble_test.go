@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// bubble runs f on virtual time. It returns when every goroutine that f began has
-// ended, and fails the test where one never does.
+// bubble runs f on virtual time. It returns when every goroutine that f started has ended, and
+// fails the test if one never does.
 func bubble(t testing.TB, f func()) {
 	t.Helper()
 	switch t := t.(type) {
 	case *testing.T:
 		synctest.Test(t, func(*testing.T) { f() })
-	case *testing.B: // which synctest does not take
+	case *testing.B: // which synctest does not support
 		inBubble(t, f)
 	}
 }
@@ -31,8 +31,7 @@ func inBubble(b *testing.B, f func()) {
 	}
 }
 
-// tempDir is a directory in memory where the machine has one: what is kept there
-// need not outlive the test, and every commit syncs.
+// tempDir returns a directory in memory if the machine has one, because every commit syncs.
 func tempDir(t testing.TB) string {
 	t.Helper()
 	const memory = "/dev/shm"
@@ -45,7 +44,7 @@ func tempDir(t testing.TB) string {
 	return dir
 }
 
-// rest waits for a while, or returns ctx's error.
+// rest waits, or returns the error of ctx.
 func rest(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

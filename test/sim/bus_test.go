@@ -15,8 +15,8 @@ import (
 )
 
 // bus is where every call of a core to its ledger, its storage and its sheep
-// parks until the scheduler picks it. Which is next, and what becomes of it, comes
-// from the seed alone.
+// parks until the scheduler picks it. Which is next, and its fate, depends only on the
+// seed.
 type bus struct {
 	arrived chan struct{} // receives after a call has parked
 
@@ -25,7 +25,7 @@ type bus struct {
 	serial map[string]int
 }
 
-// call is a call on its way.
+// call is a parked call.
 type call struct {
 	to     target
 	by     *incarnation
@@ -35,7 +35,7 @@ type call struct {
 	fate   chan fate // receives once
 }
 
-// target is what a call goes to.
+// target is the part that is called.
 type target string
 
 const (
@@ -44,22 +44,22 @@ const (
 	toSheep   target = "sheep"
 )
 
-// fate is what becomes of a call.
+// fate is the result of a call.
 type fate int
 
 const (
 	proceeds fate = iota
-	fails         // it is not made, and says so
-	lies          // it is made, and says that it failed
+	fails         // it is not made, and returns an error
+	lies          // it is made, and returns an error
 	full          // it is not made, because there is no room for what it writes
-	odd           // it does something else that only this call can
+	odd           // an error that is specific to this call
 	deaf          // a runner is started that never takes a job
 	cutOff        // its caller has crashed
 	gaveUp        // its context has ended
 )
 
-// errCrashed is what the calls of a core answer whose process is gone. It is of no
-// class: nobody who gets it tries again.
+// errCrashed is the error of all calls of a core whose process has crashed. It has no class, so
+// that it is not tried again.
 var errCrashed = errors.New("the node has crashed")
 
 func newBus() *bus {
@@ -102,8 +102,7 @@ func (b *bus) leave(c *call) {
 	b.parked = slices.DeleteFunc(b.parked, func(other *call) bool { return other == c })
 }
 
-// waiting is the calls that are parked, in an order that does not depend on who
-// came first.
+// waiting returns the parked calls in an order that does not depend on when they were made.
 func (b *bus) waiting() []*call {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -118,8 +117,8 @@ func (b *bus) pick(c *call, f fate) {
 	c.fate <- f
 }
 
-// journal is what happened in a world, for its failure's message and to compare two
-// runs of one seed.
+// journal is the log of a world, for the message of its failure and to compare two runs of a
+// seed.
 type journal struct {
 	began time.Time
 	mu    sync.Mutex
@@ -142,22 +141,22 @@ func (j *journal) add(format string, args ...any) {
 	j.lines = append(j.lines, line)
 }
 
-// dice are the choices of a seed.
+// dice makes the random choices of a seed.
 type dice struct{ *rand.Rand }
 
 func newDice(seed uint64) dice { return dice{rand.New(rand.NewPCG(seed, 0x5eed))} }
 
-// chance is true once in n times.
+// chance returns true once in n times.
 func (d dice) chance(n int) bool { return n > 0 && d.IntN(n) == 0 }
 
-// span is a duration up to most.
+// span returns a duration up to most.
 func (d dice) span(most time.Duration) time.Duration {
 	return time.Duration(d.Int64N(int64(most))).Truncate(time.Millisecond)
 }
 
 func choose[T any](d dice, from []T) T { return from[d.IntN(len(from))] }
 
-// journalWriter takes down what a node's daemon logs until it crashes.
+// journalWriter writes the log of a node's daemon to the journal until it crashes.
 type journalWriter struct{ by *incarnation }
 
 func (w journalWriter) Write(line []byte) (int, error) {

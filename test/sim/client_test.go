@@ -12,22 +12,22 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// client owns one job: it submits it until it is taken, asks how it stands, may
-// cancel it, and may have it run again.
+// client owns one job: it submits it until it is acknowledged, reads its state, may cancel it,
+// and may run it again.
 type client struct {
 	*world
 	id      job.ID
 	request job.Request
-	runs    int       // still to be asked for
-	taken   bool      // the last of them is
-	refused int       // how often it was told that its job cannot be after others
+	runs    int       // still to be submitted
+	taken   bool      // the last one was acknowledged
+	refused int       // how often its job was refused because of the jobs that it is after
 	cancels bool      // the run is to be cancelled once
-	robbed  bool      // another tenant will submit a job with its id, once
+	robbed  bool      // another tenant submits a job with its id once
 	next    time.Time // when it does something again
-	busy    bool      // a question of its is on the way
+	busy    bool      // a request is under way
 }
 
-// newClients draws what clients will ask for.
+// newClients draws the requests of clients.
 func (w *world) newClients() {
 	number, spread := 3+w.dice.IntN(12), choose(w.dice, []time.Duration{time.Second, 30 * time.Second, 3 * time.Minute})
 	if w.peaceful {
@@ -55,7 +55,7 @@ func (c *client) asksPeacefully() {
 	c.request = c.requestOf(model, plan{Name: string(c.id), Run: run, Fates: []string{fateDone}})
 }
 
-// asks draws a job, what its runners make of it, and what its client will do.
+// asks draws a job, the fates of its executions, and the requests of its client.
 func (c *client) asks() {
 	d := c.dice
 	p := plan{Name: string(c.id), Run: d.span(maxRun)}
@@ -97,7 +97,7 @@ func (c *client) asks() {
 	c.cancels, c.robbed = d.chance(4), d.chance(4)
 }
 
-// asksForOthers has the job be after one or two that its tenant may use.
+// asksForOthers makes the job be after one or two that its tenant may use.
 func (c *client) asksForOthers() {
 	var others []job.ID
 	for _, other := range c.clients {
@@ -112,8 +112,8 @@ func (c *client) asksForOthers() {
 	}
 }
 
-// mostRefusals is how often a client is told that its job cannot be after others before
-// it gives up.
+// mostRefusals is how often a job is refused because of the jobs that it is after before its
+// client gives up.
 const mostRefusals = 5
 
 func limit(d time.Duration) *time.Duration { return &d }
@@ -130,10 +130,10 @@ func (c *client) requestOf(model string, p plan) job.Request {
 	}
 }
 
-// finished says that the client has nothing more to ask.
+// finished reports whether the client has sent all its requests.
 func (c *client) finished() bool { return c.runs == 0 && !c.busy }
 
-// act has a client ask what it wants to, one at a time.
+// act sends the next request of a client, one at a time.
 func (w *world) act() {
 	up := w.up()
 	from := w.dice.IntN(max(len(w.clients), 1))
@@ -167,7 +167,7 @@ func (w *world) act() {
 		case c.taken:
 			ask = c.wait
 		}
-		// A question ends with the daemon that it was put to.
+		// A request ends with the daemon to which it was sent.
 		i.ends.Go(func() {
 			done := ask(i.core)
 			c.later(func() {
@@ -197,7 +197,7 @@ func (c *client) submit(core *shepherd.Shepherd) (done func()) {
 			c.oracle.accepts(c.id)
 		case errors.As(err, &unknownSheep):
 			if c.oracle.known(c.id).accepted > 0 {
-				c.request.Sheep = "" // it may be gone for good
+				c.request.Sheep = "" // the sheep may be removed for good
 			}
 		case errors.As(err, &after), errors.As(err, &invalid) && invalid.Field == "after":
 			c.oracle.refuses(c.request)
@@ -210,8 +210,8 @@ func (c *client) submit(core *shepherd.Shepherd) (done func()) {
 	}
 }
 
-// rob is another tenant that submits a job with the client's id, with a payload or
-// without one. It must not get it.
+// rob submits a job with the client's id for another tenant, with or without a payload. It
+// must be refused.
 func (c *client) rob(core *shepherd.Shepherd) (done func()) {
 	r := c.request
 	r.Sheep, r.Tenant = "", "thief"

@@ -70,11 +70,11 @@ type counting struct {
 type ends struct {
 	mu      sync.Mutex
 	ended   []end
-	wrong   []string // that did not end as they were to
+	wrong   []string // that did not end as planned
 	removed int      // of the files of the first
 }
 
-// end is what is kept of a job that has ended.
+// end is the record of a job that has ended.
 type end struct {
 	id                          job.ID
 	tenant                      string
@@ -97,7 +97,7 @@ func (e *ends) all() []end {
 	return e.ended
 }
 
-// old takes out whose files are to be removed.
+// old removes and returns the jobs whose files are to be removed.
 func (e *ends) old(now time.Time) []end {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -136,8 +136,8 @@ func (l counting) Events(ctx context.Context, after job.Cursor, filter ledger.Ev
 	return events, next, err
 }
 
-// bell tells that the ledger has changed, as a database does that is listened to: of what
-// changes within bellEvery, once.
+// bell signals changes of the ledger, like a LISTEN connection of a database: once for all
+// changes within bellEvery.
 type bell struct {
 	mu   sync.Mutex
 	rung chan struct{}
@@ -217,7 +217,7 @@ type simFleet struct {
 	cores []*shepherd.Shepherd
 	counts
 	bell      bell
-	beside    sync.WaitGroup // what runs beside the nodes until the ledger is closed
+	beside    sync.WaitGroup // goroutines that run until the ledger is closed
 	origins   sync.Map
 	ends      ends
 	announced struct {
@@ -245,7 +245,7 @@ func (*simFleet) Draining(string) bool { return false }
 
 func nodeName(i int) string { return fmt.Sprintf("node%03d", i) }
 
-// directory is the nodes as they have announced themselves.
+// directory is the nodes that have announced themselves.
 func (f *simFleet) directory(ctx context.Context) ([]fleet.Node, error) {
 	f.announced.Lock()
 	defer f.announced.Unlock()
@@ -369,10 +369,10 @@ func (f *simFleet) ended(ctx context.Context, first, n int) ([]end, error) {
 	}
 }
 
-// TestFleet has several nodes on one ledger run jobs of several models and two tenants, on
-// virtual time. At first they come a little slower than they can be run, and then all at
-// once. What it reports is bounded: how much of the sheep's time jobs have, how long they
-// wait, how fair tenants share, and how often the ledger is called.
+// TestFleet runs jobs of several models and two tenants on several nodes with one ledger, on
+// virtual time. At first jobs are submitted a little slower than they can be run, and then all
+// at once. It checks bounds of the part of the sheep's time in which jobs run, the waiting
+// times, the fairness between tenants, and the number of calls of the ledger.
 func TestFleet(t *testing.T) {
 	nodes, sheep, jobs := *fleetNodes, *fleetSheep, *fleetJobs
 	synctest.Test(t, func(t *testing.T) {
@@ -423,7 +423,7 @@ func TestFleet(t *testing.T) {
 		for _, wrong := range f.ends.wrong {
 			t.Error(wrong)
 		}
-		// With sheep that are idle, each node looks once when a job has come.
+		// Where sheep are idle, each node looks once for a new job.
 		if most := 6 + float64(nodes)/2; flow.calls > most {
 			t.Errorf("the ledger is called %.1f times for each job that comes by itself, at most %.0f times are allowed", flow.calls, most)
 		}
@@ -440,7 +440,7 @@ func TestFleet(t *testing.T) {
 		if flow.p99 > 2*time.Minute {
 			t.Errorf("one in a hundred jobs waits for more than %v", flow.p99)
 		}
-		if backlog.busy < 0.35 { // its end, with sheep that have nothing left, is part of it
+		if backlog.busy < 0.35 { // the end, when sheep become idle, is part of it
 			t.Errorf("with a backlog jobs have %.0f %% of the sheep's time", 100*backlog.busy)
 		}
 		if got := shares(burst); got < 1.4 || got > 2.8 {
@@ -467,7 +467,7 @@ func (m measured) String() string {
 		m.perHour, 100*m.busy, 100*m.loading, m.p50.Round(time.Millisecond), m.p99.Round(time.Millisecond), m.loads, m.calls, m.reads, m.states, m.cost.Round(10*time.Microsecond))
 }
 
-// spent is what this process has had of CPUs.
+// spent returns the CPU time of this process.
 func spent() time.Duration {
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
@@ -495,8 +495,8 @@ func (f *simFleet) measure(ended []end, began time.Time, sheep int) measured {
 	}
 }
 
-// shares is how much more the tenant that counts twice had than the other, until half of
-// the jobs had ended: later there is not enough of its own left.
+// shares returns the ratio of the use of the tenant with weight 2 to that of the other, until
+// half of the jobs had ended: later it has too few jobs left.
 func shares(ended []end) float64 {
 	half := ended[len(ended)/2].finished
 	had := map[string]time.Duration{}

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestGuaranteesNameTests checks that each promise of docs/guarantees.md names
-// tests, and that each test that it names exists where it says.
+// TestGuaranteesNameTests checks that each guarantee of docs/guarantees.md names tests, and that
+// each of these exists in its package.
 func TestGuaranteesNameTests(t *testing.T) {
 	const root = "../.."
 	text, err := os.ReadFile(filepath.Join(root, "docs/guarantees.md"))

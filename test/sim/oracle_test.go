@@ -21,41 +21,41 @@ import (
 )
 
 // oracle knows what clients were told and what runners did, and what the promises
-// make of that. It reads the ledger and the storage as anybody can, and knows
-// nothing of how a core works.
+// make of that. It reads the ledger and the storage by their public interfaces, and does
+// not depend on how a core works.
 type oracle struct {
 	world  *world
 	cursor job.Cursor
 
 	mu     sync.Mutex
-	wrong  error // the first promise that was broken
+	wrong  error // the first broken guarantee
 	jobs   map[job.ID]*known
 	serial int
-	idle   map[string]time.Time // since when a sheep has nothing to do though it could
-	looked time.Time            // when idles did last
+	idle   map[string]time.Time // since when a sheep that could run a waiting job is idle
+	looked time.Time            // when idles checked last
 	queued int                  // runs that were
 	turns  map[string]turn      // of sheep
 	// unavailable is when a sheep could not load a model for lack of an answer.
 	unavailable map[sheepModel]time.Time
-	calm        bool // no fault is at work any more
+	calm        bool // no faults are injected any more
 }
 
-// turn is what a sheep goes on with: jobs of one model, since when.
+// turn is the model whose jobs a sheep runs, and since when.
 type turn struct {
 	model job.Model
 	since time.Time
 }
 
-// known is what is known of one job.
+// known is what the oracle knows of one job.
 type known struct {
 	request  job.Request
-	accepted int // runs that a client was told are taken
+	accepted int // runs that were acknowledged to a client
 	runs     []*run
 	done     []*execution
 	active   *execution
 
 	place     int  // in the queue: one that was submitted later has a larger one
-	claimable bool // it waits, and any sheep that it is for may claim it
+	claimable bool // it waits, and any sheep to which it is addressed may claim it
 }
 
 // hasOutputs reports whether the last run has ended as done.
@@ -70,12 +70,12 @@ func (k *known) hasNone() bool {
 	return last >= 0 && k.runs[last].ended != nil && k.runs[last].ended.State != job.Done
 }
 
-// run is what events told of a run.
+// run is the events of a run.
 type run struct {
 	attempts  int
 	held      bool
 	ended     *job.Event
-	cancelled bool // a client was told that it is
+	cancelled bool // a cancel was acknowledged to a client
 }
 
 // execution is a runner's time with a job.
@@ -101,7 +101,7 @@ func (o *oracle) known(id job.ID) *known {
 	return o.jobs[id]
 }
 
-// fail notes that a promise is broken.
+// fail records a broken guarantee.
 func (o *oracle) fail(format string, args ...any) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -114,7 +114,7 @@ func (o *oracle) failing(format string, args ...any) {
 	}
 }
 
-// accepts notes that a client was told that its job is taken.
+// accepts records that a job was acknowledged to its client.
 func (o *oracle) accepts(id job.ID) {
 	o.known(id).accepted++
 	if _, err := o.world.ledger.Get(context.Background(), id); err != nil {
@@ -122,8 +122,8 @@ func (o *oracle) accepts(id job.ID) {
 	}
 }
 
-// refuses notes that a client was told that its job cannot be after others: one of them
-// has no outputs, or nobody was told that it is taken.
+// refuses records that a client's job was refused because of the jobs that it is after: one
+// of them has no outputs, or was not acknowledged.
 func (o *oracle) refuses(r job.Request) {
 	if err := o.read(); err != nil {
 		o.fail("%w", err)
@@ -136,7 +136,7 @@ func (o *oracle) refuses(r job.Request) {
 	o.fail("job %s was refused though those that it is after, %v, are done", r.ID, r.After)
 }
 
-// cancels notes that a client was told that the present run is cancelled.
+// cancels records that a cancel of the present run was acknowledged to a client.
 func (o *oracle) cancels(id job.ID) {
 	rec, err := o.world.ledger.Get(context.Background(), id)
 	switch {
@@ -152,8 +152,7 @@ func (o *oracle) cancels(id job.ID) {
 	}
 }
 
-// tells checks a final state that a client was told: it is that of a run, and a run
-// has one.
+// tells checks a final state that a client has read: it is the one final state of a run.
 func (o *oracle) tells(id job.ID, s job.Status) {
 	if err := o.read(); err != nil {
 		o.fail("%w", err)
@@ -174,7 +173,7 @@ func (o *oracle) run(id job.ID, number int) *run {
 	return k.runs[number-1]
 }
 
-// executes notes that a runner begins with a job.
+// executes records that a runner begins a job.
 func (o *oracle) executes(n *node, sheep string, m job.Model, in messenger.Input, input []byte, err error) *execution {
 	rec, getErr := o.world.ledger.Get(context.Background(), in.JobID)
 	o.mu.Lock()
@@ -219,7 +218,7 @@ func (k *known) wrote(content string) bool {
 	})
 }
 
-// executed notes how an execution came out.
+// executed records how an execution ended.
 func (o *oracle) executed(e *execution, fate string, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -234,7 +233,7 @@ func (o *oracle) executed(e *execution, fate string, err error) {
 	}
 }
 
-// look reads what has happened since it looked last.
+// look reads the changes since the last look.
 func (o *oracle) look() error {
 	if err := o.read(); err != nil {
 		return err
@@ -261,7 +260,7 @@ func (o *oracle) read() error {
 	}
 }
 
-// see checks an event against what came before.
+// see checks an event against earlier ones.
 func (o *oracle) see(e job.Event) {
 	k := o.known(e.Job)
 	if k == nil {
@@ -330,8 +329,8 @@ func (o *oracle) see(e job.Event) {
 	}
 }
 
-// interrupts checks that an attempt that ends as interrupted has lost its runner: a
-// daemon goes on with what the runner of one of its sheep still has.
+// interrupts checks that an attempt that ends as interrupted has lost its runner: a daemon
+// adopts the jobs of runners that still run.
 func (o *oracle) interrupts(e job.Event, k *known) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -352,16 +351,16 @@ type sheepModel struct {
 	model job.Model
 }
 
-// longestRest is for how long a sheep may not try a model that it could not load
-// because what that needs did not answer.
+// longestRest is how long a sheep may wait before it tries again to load a model after a
+// service that this needs did not answer.
 const longestRest = 30 * time.Second
 
-// turnSlack is how much longer than its turn a sheep may seem to go on: it claims
-// while another job runs and before the model is loaded, from when the turn counts.
+// turnSlack is how much longer than its turn a sheep may seem to keep a model: it claims while
+// another job runs, and before the model is loaded, which begins the turn.
 const turnSlack = maxRun + maxLoad + 5*time.Second
 
-// chosen checks that the job that a sheep has claimed was its next: none that waits
-// has a higher priority, and one that is older is passed over for a turn at most.
+// chosen checks that the job that a sheep has claimed was its next: no waiting job has a
+// higher priority, and an older one is passed over for a turn at most.
 func (o *oracle) chosen(e job.Event, k *known) {
 	older := job.ID("")
 	for id, other := range o.jobs {
@@ -388,21 +387,21 @@ func (o *oracle) chosen(e job.Event, k *known) {
 	}
 }
 
-// loads notes that a sheep starts a runner: the turn of its model begins.
+// loads records that a sheep starts a runner: the turn of its model begins.
 func (o *oracle) loads(sheep string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.turns[sheep] = turn{o.turns[sheep].model, time.Now()}
 }
 
-// cannotLoad notes that what a model needs did not answer.
+// cannotLoad records that a service that a model needs did not answer.
 func (o *oracle) cannotLoad(sheep string, m job.Model) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.unavailable[sheepModel{sheep, m}] = time.Now()
 }
 
-// rests says whether the sheep may not try the model now.
+// rests reports whether the sheep may wait before it tries the model again.
 func (o *oracle) rests(sheep string, m job.Model) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -410,9 +409,9 @@ func (o *oracle) rests(sheep string, m job.Model) bool {
 	return ok && time.Since(last) <= longestRest
 }
 
-// returning are the causes with which an attempt may give its job back, and
-// whether it is spent then: the table of docs/job-states.md, as far as the causes
-// can come about in a world.
+// returning are the causes with which an attempt may return its job to the queue, and whether
+// the attempt is spent: the table of docs/job-states.md, for the causes that occur in a
+// world.
 var returning = map[job.Cause]bool{
 	job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLoadTimeout: true, job.CauseOutputs: true,
 	job.CauseLost: true, job.CauseInterrupted: true,
@@ -427,12 +426,12 @@ var ending = map[job.State]map[job.Cause]bool{
 	job.Failed: {
 		job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLoadTimeout: true, job.CauseOutputs: true,
 		job.CauseLost: true, job.CauseInterrupted: true, job.CauseDevice: true, job.CauseUnavailable: true,
-		job.CauseWaitTimeout: true, job.CauseDeadline: true, // where the job asked for it
+		job.CauseWaitTimeout: true, job.CauseDeadline: true, // if the job has the limit
 		job.CauseAfter: true, // likewise
 	},
 }
 
-// ownFault says whether an attempt with this cause failed by the job's own fault.
+// ownFault reports whether an attempt with this cause failed because of the job.
 func ownFault(c job.Cause) bool {
 	switch c {
 	case job.CauseError, job.CauseRunnerDied, job.CauseRunTimeout, job.CauseLoadTimeout, job.CauseOutputs:
@@ -441,7 +440,7 @@ func ownFault(c job.Cause) bool {
 	return false
 }
 
-// settled says that nothing is left to be done for any job, or else what is.
+// settled returns nil when all jobs are complete, or an error with what is left to do.
 func (o *oracle) settled() (bool, string) {
 	ctx := context.Background()
 	for id, k := range o.jobs {
@@ -469,8 +468,8 @@ func sameStatus(a, b job.Status) bool {
 		a.FinishedAt.Equal(b.FinishedAt) && reflect.DeepEqual(a.Failure, b.Failure)
 }
 
-// idles fails when jobs wait for longer than a moment while a sheep that could run
-// them has nothing to do. It is for a world without faults.
+// idles fails if jobs wait for longer than a moment while a sheep that could run them is idle.
+// It is for a world without faults.
 func (o *oracle) idles() {
 	const moment, often = 5 * time.Second, 500 * time.Millisecond
 	w := o.world
@@ -524,7 +523,7 @@ func (o *oracle) idles() {
 	}
 }
 
-// verdict checks what is left at the end, when all daemons have stopped.
+// verdict checks the final state after all daemons have stopped.
 func (o *oracle) verdict() {
 	ctx := context.Background()
 	w := o.world
@@ -608,7 +607,7 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 			switch {
 			case a.Number != number || a.Ended.IsZero() || a.Cause == "" || a.Ended.Before(a.Began):
 				o.fail("attempt %d of run %d of job %s is kept as %+v", number, n+1, id, a)
-			case last && (!a.Spent && a.Cause != job.CauseCancelled || a.Cause != r.ended.Cause): // a cancel may meet one that is handed back
+			case last && (!a.Spent && a.Cause != job.CauseCancelled || a.Cause != r.ended.Cause): // the job may be cancelled while the attempt is handed back
 				o.fail("run %d of job %s ended with the cause %s, by an attempt that is kept as %+v", n+1, id, r.ended.Cause, a)
 			case !last && (!known || a.Spent != spent):
 				o.fail("attempt %d of run %d of job %s goes back to the queue and is kept as %+v", number, n+1, id, a)
@@ -653,13 +652,13 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 	}
 }
 
-// had says whether a runner had the job for this attempt.
+// had reports whether a runner had the job in this attempt.
 func (k *known) had(a job.Attempt) bool {
 	return slices.ContainsFunc(k.done, func(e *execution) bool { return e.run == a.Run && e.attempt == a.Number })
 }
 
-// answered says whether a runner that had the job for this attempt has answered with
-// one of the fates.
+// answered reports whether a runner that had the job in this attempt has answered with one
+// of the fates.
 func (k *known) answered(a job.Attempt, fates ...string) bool {
 	for _, e := range k.done {
 		if e.run == a.Run && e.attempt == a.Number && e.answered && slices.Contains(fates, e.fate) {
@@ -669,8 +668,7 @@ func (k *known) answered(a job.Attempt, fates ...string) bool {
 	return false
 }
 
-// results checks that the outputs in storage are those of one attempt, and of
-// which.
+// results checks that the outputs in storage are those of one attempt, the right one.
 func (o *oracle) results(ctx context.Context, id job.ID, k *known, rec job.Record, attempts []job.Attempt) {
 	files, err := storagetest.All(o.world.store.List(ctx, id, job.OutputDir+"/"))
 	if err != nil {

@@ -26,8 +26,8 @@ import (
 // outage is how long storage or a registry is away.
 const outage = 10 * time.Minute
 
-// maxLoads is how often models may be loaded meanwhile: by two sheep, each once in
-// 30 seconds in the end.
+// maxLoads is how often models may be loaded during an outage: by two sheep, each at last once
+// in 30 seconds.
 const maxLoads = 100
 
 // outageCore is a core with the sheep one and two, on virtual time.
@@ -104,7 +104,7 @@ func duringOutage(t *testing.T, f func(o *outageCore)) {
 		driver := fake.New(fake.Config{
 			Runners: o.runners,
 			Load: func(ctx context.Context, m job.Model) error {
-				if o.loads.Add(1) > maxLoads { // one that never waits would go on for ever at one instant
+				if o.loads.Add(1) > maxLoads { // a sheep that never waits would run for ever at one instant
 					return errors.New("the model is loaded again and again")
 				}
 				if o.registry.Load() && m.Name == "b" {
@@ -162,8 +162,8 @@ func (o *outageCore) await(t *testing.T, ids ...string) time.Duration {
 	return time.Since(began)
 }
 
-// TestStorageAwayForLong: runners keep their models and what they have answered,
-// storage is asked less and less often, and work goes on by itself.
+// TestStorageAwayForLong: runners keep their models, their answers are kept, requests to storage
+// become rarer, and jobs continue when it is back.
 func TestStorageAwayForLong(t *testing.T) {
 	duringOutage(t, func(o *outageCore) {
 		ids := []string{"job-1", "job-2", "job-3", "job-4", "job-5", "job-6"}
@@ -176,7 +176,7 @@ func TestStorageAwayForLong(t *testing.T) {
 			t.Errorf("a job that cannot be stored: %v", err)
 		}
 		calls := o.store.calls.Load()
-		if calls > 10*int32(outage/(5*time.Second)) { // two jobs' results, two jobs' inputs and six states, each once in five seconds in the end
+		if calls > 10*int32(outage/(5*time.Second)) { // two jobs' results, two jobs' inputs and six states, each at last once in five seconds
 			t.Errorf("storage is asked %d times in %s", calls, outage)
 		}
 		o.store.away.Store(false)
@@ -190,8 +190,8 @@ func TestStorageAwayForLong(t *testing.T) {
 	})
 }
 
-// TestRegistryAwayForLong: a model that cannot be fetched holds up its own jobs
-// alone, and is tried less and less often.
+// TestRegistryAwayForLong: a model that cannot be pulled delays only its own jobs, and pulls
+// become rarer.
 func TestRegistryAwayForLong(t *testing.T) {
 	duringOutage(t, func(o *outageCore) {
 		o.registry.Store(true)

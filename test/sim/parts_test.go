@@ -22,10 +22,9 @@ import (
 	"github.com/iterait/shepherd/storage/storagetest"
 )
 
-// What a core is given in place of its ledger, its storage and its sheep: the real
-// ones behind the bus.
+// The ledger, the storage and the sheep of a core: the real ones behind the bus.
 
-// through makes a call by the bus; unavailable is what it answers when it fails.
+// through makes a call by the bus; unavailable is the error of a call that fails.
 func through(ctx context.Context, by *incarnation, to target, name string, unavailable error, made func() error) error {
 	switch by.bus.enter(ctx, by, to, name) {
 	case proceeds:
@@ -261,7 +260,7 @@ type busSheep struct {
 	name    string
 	runners *fake.Runners
 	deaf    *atomic.Bool // the sheep's runner, until there is another
-	attach  atomic.Bool  // Run is for a runner that was found
+	attach  atomic.Bool  // Run is to attach to a running runner
 }
 
 var _ runtime.Recoverer = (*busSheep)(nil)
@@ -288,7 +287,7 @@ func (s *busSheep) Run(ctx context.Context, observe runtime.Observer) error {
 	case cutOff:
 		return errCrashed
 	case gaveUp:
-		if s.attach.Load() { // it stops the runner that was found
+		if s.attach.Load() { // it stops the running runner
 			return s.Sheep.Run(ctx, observe)
 		}
 		return &runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true}
@@ -391,7 +390,7 @@ func (c *busConn) Ack(ctx context.Context, id job.ID) error {
 	return through(ctx, c.sheep.by, toSheep, c.sheep.name+" ack "+string(id), lost, func() error { return c.Conn.Ack(ctx, id) })
 }
 
-// Cancel tells the runner to drop a job, where it can be told.
+// Cancel asks the runner to cancel a job, if it supports that.
 func (c *busConn) Cancel(ctx context.Context, id job.ID) error {
 	lost := fmt.Errorf("the shim does not answer: %w", errdefs.ErrUnavailable)
 	return through(ctx, c.sheep.by, toSheep, c.sheep.name+" drop "+string(id), lost, func() error {
@@ -399,10 +398,10 @@ func (c *busConn) Cancel(ctx context.Context, id job.ID) error {
 	})
 }
 
-// device is a sheep's GPU, which goes out and comes back.
+// device is a sheep's GPU, which fails and recovers.
 type device struct {
 	mu      sync.Mutex
-	out     chan struct{} // closed while it is out
+	out     chan struct{} // closed while it has failed
 	isOut   bool
 	changed func()
 }
@@ -411,7 +410,7 @@ func newDevice() *device { return &device{out: make(chan struct{}), changed: fun
 
 var errDeviceOut = fmt.Errorf("GPU 0 has fallen off the bus")
 
-// set takes the device out or brings it back.
+// set makes the device fail or recover.
 func (d *device) set(out bool) {
 	d.mu.Lock()
 	if d.isOut == out {
@@ -476,7 +475,7 @@ func (d *device) Fault(ctx context.Context) error {
 	}
 }
 
-// End says that the device was lost, where it is out when a job has failed.
+// End reports that the device was lost if it has failed when a job fails.
 func (d *device) End(_ job.ID, _ time.Time, failed bool) <-chan job.Account {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -34,7 +34,7 @@ const (
 	racySeeds    = 30
 )
 
-// report is what came of a seed.
+// report is the result of a seed.
 type report struct {
 	Seed  uint64
 	Err   string
@@ -42,7 +42,7 @@ type report struct {
 	Sum   string // of the journal
 	Did   map[string]int
 	Virt  time.Duration
-	Lines []string // the journal, of a seed that failed or that was asked for
+	Lines []string // the journal, of a seed that failed or whose journal is wanted
 }
 
 // play runs one seed's world in a bubble.
@@ -75,7 +75,7 @@ const shardEnv = "SIM_SHARD"
 func TestShard(t *testing.T) {
 	asked := os.Getenv(shardEnv)
 	if asked == "" {
-		t.SkipNow() // it is a part of TestSeeds
+		t.SkipNow() // TestSeeds starts it
 	}
 	var from, n, step uint64
 	var journal bool
@@ -89,7 +89,7 @@ func TestShard(t *testing.T) {
 		fmt.Fprintln(out, seed)
 		dir := filepath.Join(base, fmt.Sprint(seed))
 		check(t, os.Mkdir(dir, 0o755))
-		goruntime.GC() // between seeds: one within a world would stop its goroutines at any place
+		goruntime.GC() // between seeds: a collection during a world would change the order of its goroutines
 		r := play(t, seed, dir, journal)
 		check(t, os.RemoveAll(dir))
 		check(t, json.NewEncoder(out).Encode(r))
@@ -99,7 +99,7 @@ func TestShard(t *testing.T) {
 	}
 }
 
-// seedTime is how long a seed may take, of real time: one that hangs shows where.
+// seedTime is how long a seed may take in real time. A seed that hangs prints its stacks.
 const seedTime = time.Minute
 
 // runSeeds runs seeds in as many processes as there are processors, until one
@@ -199,7 +199,7 @@ func TestRepeats(t *testing.T) {
 // are repeated: more of them do on a busy machine.
 const repeatShare = 25
 
-// tally is what came of the seeds together.
+// tally is the result of all seeds.
 type tally struct {
 	mu           sync.Mutex
 	seeds, steps int

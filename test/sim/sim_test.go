@@ -1,6 +1,6 @@
-// Package sim runs the real core and the real ledger on virtual time, with fake
-// sheep and storage, against everything that can happen to them, and looks whether
-// the promises hold. make sim runs any number of seeds, or one.
+// Package sim runs the real core and the real ledger on virtual time, with fake sheep and
+// storage and random faults, and checks the guarantees. make sim runs any number of seeds, or
+// one.
 package sim
 
 import (
@@ -19,7 +19,7 @@ const (
 	livenessMax = 30_000        // steps
 )
 
-// live is a world from its beginning to its end.
+// live runs a world from its beginning to its end.
 func (w *world) live() error {
 	w.newClients()
 	err := w.run(synctest.Wait, safetySteps, safetyTime, func() bool { return false })
@@ -28,7 +28,7 @@ func (w *world) live() error {
 	}
 	if err == nil {
 		w.heal()
-		calm := time.Now().Add(2 * time.Minute) // the longest pause that a fault leaves behind
+		calm := time.Now().Add(2 * time.Minute) // longer than any pause after a fault
 		what := ""
 		err = w.run(synctest.Wait, livenessMax, livenessIn, func() bool {
 			if w.oracle.calm = w.peaceful || time.Now().After(calm); w.oracle.calm {
@@ -66,7 +66,7 @@ func (w *world) live() error {
 	return err
 }
 
-// stop ends all nodes. The goroutines that a world leaves behind fail its bubble.
+// stop stops all nodes. Goroutines that are left fail the bubble.
 func (w *world) stop() error {
 	w.faulty = false
 	for _, n := range w.nodes {

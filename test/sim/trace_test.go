@@ -17,28 +17,28 @@ import (
 	"github.com/iterait/shepherd/storage/memory"
 )
 
-// trace is a load of jobs that are all there when the sheep begin: their models
-// are mixed, so that a sheep that takes them by age loads a model for each.
+// trace is a set of jobs that are all submitted before the sheep start. Their models are mixed,
+// so that a sheep that runs them by age loads a model for each.
 type trace struct {
 	jobs, models, sheep int
 	load, run           time.Duration
 }
 
-// designed is the trace of which the design says what turns make of it.
+// designed is the trace for which the design gives the effect of turns.
 var designed = trace{jobs: 5000, models: 20, sheep: 4, load: 30 * time.Second, run: 2 * time.Second}
 
-// outcome is what a policy made of a trace.
+// outcome is the result of a policy for a trace.
 type outcome struct {
 	makespan, longestWait time.Duration
 	loads                 int
 }
 
-// bound is the time below which no policy gets: all sheep busy with jobs alone.
+// bound is the minimum time of any policy: all sheep run jobs all the time.
 func (tr trace) bound() time.Duration {
 	return time.Duration(tr.jobs) * tr.run / time.Duration(tr.sheep)
 }
 
-// order is the models of the jobs, oldest first.
+// order returns the models of the jobs, oldest first.
 func (tr trace) order() []int {
 	random := rand.New(rand.NewPCG(1, 2))
 	order := make([]int, tr.jobs)
@@ -48,7 +48,7 @@ func (tr trace) order() []int {
 	return order
 }
 
-// firstInFirstOut is what taking the oldest job, always, makes of the trace.
+// firstInFirstOut returns the outcome of always running the oldest job.
 func (tr trace) firstInFirstOut() outcome {
 	var out outcome
 	free, loaded := make([]time.Duration, tr.sheep), make([]int, tr.sheep)
@@ -74,7 +74,7 @@ func (tr trace) firstInFirstOut() outcome {
 	return out
 }
 
-// play has the real core run the trace on virtual time, with the real ledger.
+// play runs the trace with the real core and the real ledger on virtual time.
 func (tr trace) play(t testing.TB) outcome {
 	t.Helper()
 	var out outcome
@@ -136,9 +136,8 @@ func (tr trace) play(t testing.TB) outcome {
 	return out
 }
 
-// TestTurns plays the trace of the design: the makespan is at most 1.25 times the
-// bound below any policy, and no job waits longer than first-in-first-out has one
-// wait.
+// TestTurns plays the trace of the design: the makespan is at most 1.25 times the minimum of any
+// policy, and no job waits longer than the longest wait with first-in-first-out.
 func TestTurns(t *testing.T) {
 	tr := designed
 	if raceEnabled {
@@ -156,7 +155,7 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// BenchmarkTurns tells what TestTurns checks.
+// BenchmarkTurns reports the values that TestTurns checks.
 func BenchmarkTurns(b *testing.B) {
 	for b.Loop() {
 		got, fifo := designed.play(b), designed.firstInFirstOut()

@@ -27,12 +27,12 @@ import (
 	storage "github.com/iterait/shepherd/storage/memory"
 )
 
-// The bounds of a world, by which the oracle knows what is too long.
+// The bounds of a world. The oracle derives its time limits from them.
 const (
 	maxRun      = 20 * time.Second
 	maxLoad     = 10 * time.Second
 	maxTurn     = time.Minute
-	maxLoadTime = 2 * time.Minute // load_timeout of jobs that do not say
+	maxLoadTime = 2 * time.Minute // load_timeout of jobs without one
 	maxAttempts = 3
 	maxRetries  = 3
 	lateAnswer  = 12 * time.Second          // longer than a daemon waits for it
@@ -40,8 +40,8 @@ const (
 	statusDelay = 233333 * time.Microsecond // no other wait of a core is as long
 )
 
-// world is one seed's nodes on one ledger and one storage, their clients and what
-// is done to them.
+// world is the nodes of one seed on one ledger and one storage, their clients and their
+// faults.
 type world struct {
 	dice  dice
 	bus   *bus
@@ -55,27 +55,27 @@ type world struct {
 	nodes  []*node
 	oracle *oracle
 	faulty bool // faults still happen
-	// peaceful says that there are no faults, but many jobs of few models: for what
-	// is promised of their order.
+	// peaceful says that there are no faults, but many jobs of few models, to check the
+	// guarantees about their order.
 	peaceful bool
 	steps    int
 	did      map[string]int // faults by kind
 
 	clients []*client
-	work    sync.WaitGroup // what the scheduler began and waits for at the end
+	work    sync.WaitGroup // goroutines of the scheduler, which it waits for at the end
 
 	mu     sync.Mutex
 	orders []func()
 }
 
-// later has the scheduler call f: only it changes the world.
+// later makes the scheduler call f. Only the scheduler changes the world.
 func (w *world) later(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.orders = append(w.orders, f)
 }
 
-// obey does what goroutines wanted done.
+// obey calls the functions that were passed to later.
 func (w *world) obey() {
 	w.mu.Lock()
 	orders := w.orders
@@ -86,15 +86,15 @@ func (w *world) obey() {
 	}
 }
 
-// rates are how often a world has each kind of fault: once in so many steps, or
-// calls; 0 is never.
+// rates are how often each kind of fault occurs in a world: once in so many steps or calls; 0 is
+// never.
 type rates struct {
 	slow, fail, lie, full, odd, twice    int // of calls
 	crash, pause, partition, leave, disk int // of steps
 	clock, reload, stop, device, kill    int
 }
 
-// newRates draws which kinds of faults a world has: each has some, none has all.
+// newRates draws which kinds of faults a world has: some, but not all.
 func newRates(d dice) rates {
 	some := func(often int) int {
 		if d.chance(2) {
@@ -117,16 +117,16 @@ type node struct {
 	devices map[string]*device
 	runners *fake.Runners
 	deaf    map[string]*atomic.Bool // whether a sheep's runner takes no job
-	lives   atomic.Int32            // incarnations there were
+	lives   atomic.Int32            // number of incarnations
 	now     *incarnation
 	until   time.Time           // it is paused, or down, until then
-	cut     map[target]cutPart  // which parts it does not reach
+	cut     map[target]cutPart  // which parts it cannot reach
 	broken  bool                // its disk
-	leaving map[string]struct{} // sheep that are no longer configured, for a while
+	leaving map[string]struct{} // sheep that are not configured at present
 	skew    atomic.Int64        // of the machine's clock, as a time.Duration
 }
 
-// clock is what the machine's clock says.
+// clock returns the time of the machine's clock.
 func (n *node) clock() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) }
 
 type cutPart struct {
@@ -144,8 +144,8 @@ type incarnation struct {
 	sheep   []*busSheep
 	crashed chan struct{}
 	ready   bool // Start has returned
-	gone    bool // it ends, or has ended
-	busy    bool // somebody changes its sheep
+	gone    bool // it stops, or has stopped
+	busy    bool // its sheep are being changed
 	stops   bool // it is being stopped
 	ends    sync.WaitGroup
 }
@@ -159,12 +159,12 @@ func (i *incarnation) dead() bool {
 	}
 }
 
-// plan is what a job's input tells the runner to do: how long each try takes, and
-// how it ends.
+// plan is the input of a job. It tells the runner how long each execution takes, and how it
+// ends.
 type plan struct {
 	Name  string        `json:"name"`
 	Run   time.Duration `json:"run"`
-	Fates []string      `json:"fates"` // of the executions, in turn; the last goes on
+	Fates []string      `json:"fates"` // of the executions, in order; the last is repeated
 }
 
 // The fates of an execution.
@@ -172,10 +172,10 @@ const (
 	fateDone  = "done"
 	fateError = "error"
 	fateDies  = "dies"
-	fateLast  = "last" // the runner answers, and then ends
-	fateLost  = "lost" // what supervises it is lost
+	fateLast  = "last" // the runner answers, and then exits
+	fateLost  = "lost" // its supervisor is lost
 	fateHangs = "hangs"
-	// It answers that it is done, and has left a file that cannot be an output.
+	// It answers that the job is done, but has written a file that cannot be an output.
 	fateOutputs = "outputs"
 )
 
@@ -220,8 +220,8 @@ func newWorld(seed uint64, dir string) (*world, error) {
 // peacefulSeeds is the share of seeds whose world is peaceful, one in so many.
 const peacefulSeeds = 8
 
-// sqliteSeeds is the share of seeds whose ledger is the real one, one in so many;
-// the others have the model of it that is kept in memory, which is faster.
+// sqliteSeeds is the share of seeds with the SQLite ledger, one in so many; the others have the
+// ledger in memory, which is faster.
 const sqliteSeeds = 4
 
 func (w *world) openLedger(seed uint64) (err error) {
@@ -234,7 +234,7 @@ func (w *world) openLedger(seed uint64) (err error) {
 	return err
 }
 
-// note writes down a fault, or what a client did.
+// note writes a fault or the action of a client to the journal.
 func (w *world) note(format string, args ...any) { w.log.add(format, args...) }
 
 func (w *world) fault(kind, format string, args ...any) {
@@ -242,20 +242,20 @@ func (w *world) fault(kind, format string, args ...any) {
 	w.note(format, args...)
 }
 
-// root is where the node's files lie while its present incarnation lives. Each has
-// a path of its own: what one that has crashed still does reaches nothing.
+// root is the directory of the node's files during its present incarnation. Each incarnation has
+// a path of its own, so that a crashed one can change nothing any more.
 func (n *node) root() string {
 	return filepath.Join(n.dir, fmt.Sprintf("%s.%d", n.name, n.lives.Load()))
 }
 
-// here is a path of an earlier incarnation as it is now.
+// here converts a path of an earlier incarnation to the present one.
 func (n *node) here(path string) string {
 	rest := strings.TrimPrefix(path, filepath.Join(n.dir, n.name+"."))
 	_, below, _ := strings.Cut(rest, "/")
 	return filepath.Join(n.root(), below)
 }
 
-// boot begins the node's next incarnation.
+// boot starts the node's next incarnation.
 func (n *node) boot() {
 	i := &incarnation{world: n.world, node: n, dir: n.root(), crashed: make(chan struct{})}
 	n.now, n.until = i, time.Time{}
@@ -303,7 +303,7 @@ func (i *incarnation) member(name string) shepherd.Member {
 			return n.execute(ctx, name, m, in)
 		},
 		Stubborn: func(m job.Model) bool { return m.Name == "m1" },
-		Cancels:  name[len(name)-1] == 'a', // one sheep of each node has runners that can be told to drop a job
+		Cancels:  name[len(name)-1] == 'a', // one sheep of each node has runners that support cancelling
 	})
 	inner, err := driver.NewSheep(name, func(any) error { return nil })
 	if err != nil {
@@ -318,7 +318,7 @@ func (i *incarnation) member(name string) shepherd.Member {
 	return m
 }
 
-// loadTime is what it takes to load a model.
+// loadTime returns how long loading a model takes.
 func loadTime(m job.Model) time.Duration {
 	var n time.Duration
 	for _, c := range m.Name {
@@ -327,7 +327,7 @@ func loadTime(m job.Model) time.Duration {
 	return n % 10 * maxLoad / 10
 }
 
-// execute is a runner with a job.
+// execute runs a job.
 func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messenger.Input) error {
 	in.IODataRoot = n.here(in.IODataRoot)
 	data, err := fake.ReadInput(in, job.DefaultInput)
@@ -349,14 +349,14 @@ func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messen
 		<-ctx.Done()
 		err := end(ctx.Err())
 		if e.serial%2 == 0 {
-			time.Sleep(lateAnswer) // a runner that was told to drop the job says so late
+			time.Sleep(lateAnswer) // a runner that was asked to cancel the job answers late
 		}
 		return err
 	}
 	if err := rest(ctx, p.Run); err != nil {
 		return end(err)
 	}
-	in.IODataRoot = n.here(in.IODataRoot) // the daemon may be another by now
+	in.IODataRoot = n.here(in.IODataRoot) // another daemon may be running by now
 	switch fate {
 	case fateDies:
 		return end(&runtime.Exit{Code: 1})
@@ -367,7 +367,7 @@ func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messen
 	}
 	names := []string{job.DefaultOutput, fmt.Sprintf("of-%d", e.serial)}
 	if fate == fateOutputs {
-		names = append(names, "no-name-\xff") // which storage does not take
+		names = append(names, "no-name-\xff") // which storage refuses
 	}
 	for _, name := range names {
 		if err := fake.WriteOutput(in, name, fmt.Append(nil, e.serial)); err != nil {
@@ -382,7 +382,7 @@ func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messen
 	return end(nil)
 }
 
-// crash ends the node's daemon as SIGKILL does; with machine, its runners too.
+// crash kills the node's daemon like SIGKILL and, if machine is set, its runners.
 func (n *node) crash(machine bool) {
 	i := n.now
 	n.fault("crash", "%s crashes, machine %v", n.name, machine)
@@ -406,7 +406,7 @@ func (n *node) crash(machine bool) {
 	}
 }
 
-// moveOn gives the node's files to its next incarnation.
+// moveOn moves the node's files to the path of its next incarnation.
 func (n *node) moveOn() {
 	from := n.root()
 	n.lives.Add(1)
@@ -423,7 +423,7 @@ func (i *incarnation) bury() {
 	i.core.Stop(over)
 }
 
-// retire ends the node's daemon as a service manager does.
+// retire stops the node's daemon as a service manager does.
 func (n *node) retire(leave bool, patience time.Duration) {
 	i := n.now
 	i.gone, i.stops = true, true
@@ -448,7 +448,7 @@ func (n *node) retire(leave bool, patience time.Duration) {
 	})
 }
 
-// up are the nodes whose daemon takes questions.
+// up returns the nodes whose daemon answers requests.
 func (w *world) up() []*node {
 	var up []*node
 	for _, n := range w.nodes {
@@ -459,10 +459,10 @@ func (w *world) up() []*node {
 	return up
 }
 
-// errNoEnd says that the world did not come to its end in time.
+// errNoEnd says that the world did not end in time.
 var errNoEnd = errors.New("the world does not come to an end")
 
-// run is the scheduler: it goes on until done says so.
+// run is the scheduler. It makes steps until done returns true.
 func (w *world) run(wait func(), most int, until time.Duration, done func() bool) error {
 	over := time.Now().Add(until)
 	for range most {
@@ -488,8 +488,8 @@ func (w *world) run(wait func(), most int, until time.Duration, done func() bool
 		}
 		w.act()
 		wait()
-		// No two steps are at one instant: timers that fire at the same time do so in
-		// any order.
+		// No two steps are at one instant, because timers of the same time fire in any
+		// order.
 		time.Sleep(1 + time.Duration(w.dice.IntN(int(time.Millisecond))))
 		wait()
 		ready, next := w.ready()
@@ -526,7 +526,7 @@ func (w *world) sleep(d time.Duration) {
 	}
 }
 
-// ready are the calls that may be picked now, and when the next one may.
+// ready returns the calls that may be picked now, and the time of the next.
 func (w *world) ready() (ready []*call, next time.Time) {
 	now := time.Now()
 	for _, c := range w.bus.waiting() {
@@ -548,7 +548,7 @@ func (w *world) ready() (ready []*call, next time.Time) {
 	return ready, next
 }
 
-// odd says whether the call can do something that others cannot.
+// odd reports whether the call has an error that is specific to it.
 func (c *call) odd() bool {
 	for _, does := range []string{" stage ", " collect ", " answer "} {
 		if strings.Contains(c.name, does) {
@@ -558,7 +558,7 @@ func (c *call) odd() bool {
 	return strings.HasSuffix(c.name, " run") || strings.HasSuffix(c.name, " load")
 }
 
-// settle picks a call and decides what becomes of it.
+// settle picks a call and decides its fate.
 func (w *world) settle(c *call) {
 	f := proceeds
 	if w.faulty {
@@ -602,7 +602,7 @@ func (w *world) settle(c *call) {
 	w.bus.pick(c, f)
 }
 
-// reboot starts the nodes whose time has come.
+// reboot starts the nodes that are due to start.
 func (w *world) reboot() {
 	for _, n := range w.nodes {
 		i := n.now
@@ -618,7 +618,7 @@ func (w *world) reboot() {
 	}
 }
 
-// injectFault injects a fault into a node, now and then.
+// injectFault injects a fault into a node from time to time.
 func (w *world) injectFault() {
 	n := choose(w.dice, w.nodes)
 	i := n.now
@@ -707,7 +707,7 @@ func (n *node) reload() {
 			continue
 		}
 		k := slices.IndexFunc(i.members, func(m shepherd.Member) bool { return m.Name == name })
-		if k < 0 || n.dice.chance(3) { // new, or configured otherwise
+		if k < 0 || n.dice.chance(3) { // new, or changed
 			members = append(members, i.member(name))
 		} else {
 			members = append(members, i.members[k])
@@ -748,7 +748,7 @@ func (n *node) stopSheep(drain, pause time.Duration) {
 	})
 }
 
-// heal ends all faults: what follows has to come to its end.
+// heal ends all faults. After it the world must end.
 func (w *world) heal() {
 	w.note("faults are over")
 	w.faulty = false

@@ -1,5 +1,5 @@
-// Package classify is the work of the digits runner: it reads a job's inputs,
-// asks the classifier and writes a job's output.
+// Package classify runs the jobs of the digits runner: it reads a job's inputs, classifies them
+// and writes the job's output.
 //
 // # Inputs
 //
@@ -36,7 +36,7 @@ type Result struct {
 	Predictions []Prediction `json:"predictions"`
 }
 
-// Prediction is what one image of a job shows.
+// Prediction is the result of one image of a job.
 type Prediction struct {
 	Input      string  `json:"input"`      // file of inputs/, with [n] where it holds many images
 	Digit      int     `json:"digit"`      // 0 to 9

@@ -157,7 +157,7 @@ func TestJobFails(t *testing.T) {
 	})
 }
 
-// The output does not depend on how the same image came in.
+// The output does not depend on the format of the image.
 func TestSameImageSamePrediction(t *testing.T) {
 	five := one(t)[5].PNG
 	result, err := Files(t.Context(), classifier(t), fstest.MapFS{

@@ -13,7 +13,7 @@ import (
 	"github.com/iterait/shepherd/examples/digits/data"
 )
 
-// ErrInput says that an input file is not what the classifier reads.
+// ErrInput is the error of an input file that the classifier cannot read.
 var ErrInput = errors.New("expected a 28×28 grey PNG, or JSON: an array of 784 numbers per image, or an array of such arrays")
 
 // maxPNG bounds what is read of a PNG file; one of 28×28 needs no more than a

@@ -61,7 +61,7 @@ func startDaemon(ctx context.Context, o options) (*daemon, error) {
 		return nil, err
 	}
 	d.cmd = exec.Command(filepath.Join(o.bin, "shepherdd"), "-c", config)
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is ours to pass on
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must reach only the demo
 	stderr, err := d.cmd.StderrPipe()
 	if err != nil {
 		return nil, errors.Join(err, log.Close())

@@ -1,5 +1,5 @@
-// Package model is the digit classifier as a model directory holds it: a
-// config.yaml that names a file of weights for the one network there is.
+// Package model reads the digit classifier from a model directory: a config.yaml, which names a
+// file with the weights of the network.
 package model
 
 import (
@@ -43,13 +43,13 @@ type Config struct {
 	Weights string `yaml:"weights"`
 }
 
-// Classifier tells which digit an image shows. It serves one goroutine.
+// Classifier classifies images of digits. One goroutine at a time may use it.
 type Classifier struct {
 	network *nn.Network
 	input   [data.Pixels]float32
 }
 
-// Prediction is the digit an image most probably shows.
+// Prediction is the most probable digit of an image.
 type Prediction struct {
 	Digit      int
 	Confidence float64 // the probability the network gives it, 0 to 1
@@ -64,8 +64,7 @@ func NewClassifier(network *nn.Network) *Classifier {
 const ConfigFile = "config.yaml"
 
 // Open loads the model of a config, named by its path or by its folder's; the
-// empty path is the working directory. The file is read strictly: an unknown
-// key is an error, not a surprise. Errors name the file.
+// empty path is the working directory. An unknown key is an error. Errors name the file.
 func Open(configPath string) (*Classifier, error) {
 	if info, err := os.Stat(filepath.Clean(configPath)); err == nil && info.IsDir() {
 		configPath = filepath.Join(configPath, ConfigFile)
@@ -80,7 +79,7 @@ func Open(configPath string) (*Classifier, error) {
 		return nil, fmt.Errorf("open the weights named by %s: %w", configPath, err)
 	}
 	defer f.Close()
-	network := NewNetwork(rand.New(rand.NewPCG(0, 0))) // every weight is about to be replaced
+	network := NewNetwork(rand.New(rand.NewPCG(0, 0))) // all weights are replaced below
 	if err := network.Load(f); err != nil {
 		return nil, fmt.Errorf("load %s: %w", path, err)
 	}
@@ -98,7 +97,7 @@ func readConfig(path string) (Config, error) {
 	return parseConfig(path, b)
 }
 
-// parseConfig reads one YAML document; path is for the errors.
+// parseConfig parses one YAML document; path is for errors.
 func parseConfig(path string, b []byte) (Config, error) {
 	var c Config
 	decoder := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())

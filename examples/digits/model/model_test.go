@@ -24,7 +24,7 @@ func open(t testing.TB) *model.Classifier {
 	return c
 }
 
-// atLeast97 fails the test unless 97 % of the samples are told right.
+// atLeast97 fails the test unless 97 % of the samples are classified correctly.
 func atLeast97(t *testing.T, samples []data.Sample) {
 	t.Helper()
 	c := open(t)

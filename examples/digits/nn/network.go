@@ -16,7 +16,7 @@ func NewNetwork(classes int, layers ...Layer) *Network {
 }
 
 // Replica returns a network for another goroutine: it shares the weights,
-// which nobody may change meanwhile, and nothing else.
+// which must not change meanwhile, and nothing else.
 func (n *Network) Replica() *Network {
 	layers := make([]Layer, len(n.layers))
 	for i, l := range n.layers {
@@ -49,8 +49,7 @@ func (n *Network) Predict(in []float32) []float32 {
 // given to the right class.
 func (n *Network) Learn(in []float32, class int) float64 {
 	probs := n.Predict(in)
-	// The gradient of the loss by the scores is plainly what was said less
-	// what should have been.
+	// The gradient of the loss by the scores is the prediction minus the target.
 	copy(n.grad, probs)
 	n.grad[class]--
 	grad := n.grad

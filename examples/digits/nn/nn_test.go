@@ -24,7 +24,7 @@ func smallNetwork(seed uint64) *Network {
 }
 
 // apart returns n values in random order of which no two, and none and zero,
-// are nearer than 0.05: no small change makes a MaxPool or ReLU change its mind.
+// are nearer than 0.05, so that no small change switches a MaxPool or ReLU.
 func apart(n int, rng *rand.Rand) []float32 {
 	v := make([]float32, n)
 	for i, k := range rng.Perm(n) {

@@ -1,7 +1,6 @@
 package nn
 
-// MaxPool keeps the greatest of every 2×2 square and so halves rows and
-// columns. An odd last row or column is dropped.
+// MaxPool keeps the maximum of every 2×2 square, which halves rows and columns. An odd last row or column is dropped.
 type MaxPool struct {
 	in, out Shape
 	from    []int // per output: the index of the input it was taken from

@@ -69,8 +69,7 @@ func (n *Network) Load(r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("read weights: %w", err)
 	}
-	// What the file says of itself comes before its length: "version 2" tells
-	// more than "too long".
+	// The header is checked before the length: "version 2" says more than "too long".
 	if len(b) < headerLen+checksumLen || string(b[:len(magic)]) != magic {
 		return fmt.Errorf("%w: the file does not begin with %q and a header of %d bytes", ErrWeights, magic, headerLen)
 	}

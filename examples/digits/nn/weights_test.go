@@ -20,7 +20,7 @@ func saved(t testing.TB, n *Network) []byte {
 	return b.Bytes()
 }
 
-// resum makes the checksum of b right again.
+// resum updates the checksum of b.
 func resum(b []byte) []byte {
 	body := b[:len(b)-checksumLen]
 	binary.LittleEndian.PutUint32(b[len(body):], checksum(body))
@@ -91,8 +91,7 @@ func TestLoadRefuses(t *testing.T) {
 	})
 }
 
-// What Load accepts, Save writes again byte by byte; what it refuses is an
-// ErrWeights.
+// Save writes the same bytes that Load accepted. Load refuses other files with ErrWeights.
 func FuzzLoad(f *testing.F) {
 	good := saved(f, smallNetwork(1))
 	f.Add(good)

@@ -3,7 +3,7 @@
 //
 //	runner -p PORT digits/v1/config.yaml
 //
-// What it reads and writes is described in examples/digits/classify.
+// Its inputs and outputs are described in examples/digits/classify.
 package main
 
 import (

@@ -16,7 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// AnyInputs are what the images are made of that know nothing of shepherd.
+// AnyInputs are the parts of the images that do not use shepherd's runner interface.
 type AnyInputs struct {
 	// Digit and CogServer are the programs examples/any/digit and
 	// examples/any/cogserver, built without cgo.
@@ -30,10 +30,10 @@ type AnyInputs struct {
 	Dir string
 }
 
-// tree is the files of a layer: where each comes from, by its path.
+// tree is the files of a layer: the source of each by its path.
 type tree map[string]string
 
-// entries are the files with the directories that they are in, in order.
+// entries returns the files and their directories, sorted.
 func (t tree) entries() ([]entry, error) {
 	all := map[string]entry{}
 	for name, source := range t {
@@ -131,7 +131,7 @@ func Python(in AnyInputs) (v1.Image, error) {
 	return t.image(in.Dir, "Python and a script", v1.Config{Entrypoint: []string{"/usr/bin/python3", "/app/predict.py"}})
 }
 
-// Cog makes an image as Cog makes them: a server, which the label names.
+// Cog makes an image like those of Cog: with a server and Cog's label.
 func Cog(in AnyInputs) (v1.Image, error) {
 	if err := checkRunner(in.CogServer); err != nil {
 		return nil, err

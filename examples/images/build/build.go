@@ -25,7 +25,7 @@ import (
 // port is where a runner in a container listens, by shepherd's convention.
 const port = "9999"
 
-// part is a layer with the line of the image's history that tells of it.
+// part is a layer and its line in the image's history.
 type part struct {
 	layer v1.Layer
 	what  string
@@ -53,7 +53,7 @@ func assemble(arch string, config v1.Config, parts []part) (v1.Image, error) {
 	return img, nil
 }
 
-// Inputs are what an image is made of.
+// Inputs are the parts of an image.
 type Inputs struct {
 	// Runner is the path of the runner's program, for this machine and built
 	// without cgo.
@@ -65,8 +65,8 @@ type Inputs struct {
 	Dir string
 }
 
-// checkRunner says what to do about a program that could not run in an image
-// without a dynamic linker.
+// checkRunner returns an error for a program that needs a dynamic linker, with what to do
+// about it.
 func checkRunner(path string) error {
 	program, err := elf.Open(path)
 	if err != nil {
@@ -140,7 +140,7 @@ func split(archive io.Reader, sort func(*tar.Header) *layer.Writer) error {
 
 // Push puts an image into a registry, such as 127.0.0.1:6000, under a name such
 // as digits:v1, and returns the whole reference. Registries of this machine are
-// spoken to over plain HTTP.
+// used over plain HTTP.
 func Push(ctx context.Context, img v1.Image, registry, image string) (string, error) {
 	ref, err := name.ParseReference(strings.TrimSuffix(registry, "/") + "/" + image)
 	if err != nil {
@@ -152,7 +152,7 @@ func Push(ctx context.Context, img v1.Image, registry, image string) (string, er
 	return ref.Name(), nil
 }
 
-// Size is how many bytes of an image a registry keeps.
+// Size returns how many bytes an image takes in a registry.
 func Size(img v1.Image) (int64, error) {
 	manifest, err := img.Manifest()
 	if err != nil {

@@ -17,8 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
-// program is the smallest file that is an ELF program, followed by what makes
-// it one of its own.
+// program returns the smallest valid ELF program, followed by a text that makes it unique.
 func program(interpreter bool, content string) []byte {
 	header := make([]byte, 64+56)
 	copy(header, "\x7fELF\x02\x01\x01")
@@ -26,7 +25,7 @@ func program(interpreter bool, content string) []byte {
 	le.PutUint16(header[16:], 2)  // an executable
 	le.PutUint16(header[18:], 62) // for amd64
 	le.PutUint32(header[20:], 1)
-	le.PutUint64(header[32:], 64) // where its one segment is told of
+	le.PutUint64(header[32:], 64) // offset of the program header
 	le.PutUint16(header[52:], 64)
 	le.PutUint16(header[54:], 56)
 	le.PutUint16(header[56:], 1)
@@ -37,7 +36,7 @@ func program(interpreter bool, content string) []byte {
 	return append(header, content...)
 }
 
-// inputs writes files that a runner and a model are made of.
+// inputs writes the files of a runner and a model.
 func inputs(t *testing.T, runner []byte, model map[string]string) Inputs {
 	t.Helper()
 	dir := t.TempDir()
@@ -107,8 +106,8 @@ func TestDigits(t *testing.T) {
 	if got := contents(t, img); !slices.EqualFunc(got, want, slices.Equal) {
 		t.Errorf("the layers hold %q, expected %q", got, want)
 	}
-	// The same inputs are the same image for ever: whatever changes this digest
-	// makes every machine fetch every image again.
+	// The same inputs must always give the same image: a change of this digest makes every
+	// machine pull every image again.
 	const golden = "sha256:15128ca4e95f15e75b02c901f8c70d1712a08946e3ff996141410a1f077eb2f8"
 	digest, err := img.Digest()
 	if err != nil {
@@ -141,8 +140,8 @@ func TestRunnerThatCannotRun(t *testing.T) {
 	}
 }
 
-// debian makes a program called mmdebstrap, first in PATH, that writes an
-// archive of these paths, says something and exits.
+// debian puts a program called mmdebstrap first into PATH, which writes an archive of these
+// paths, prints a message and exits.
 func debian(t *testing.T, exit int, paths ...string) {
 	t.Helper()
 	var archive bytes.Buffer
@@ -198,7 +197,7 @@ func TestTesseract(t *testing.T) {
 	}
 }
 
-// What mmdebstrap says goes to the user, and nothing is left of the layers.
+// The message of mmdebstrap is in the error, and no layers are left.
 func TestTesseractWithoutDebian(t *testing.T) {
 	for _, test := range []struct {
 		exit  int

@@ -27,8 +27,8 @@ print(json.loads(s.recv())["message"]["message_type"])
 s.close(0)
 `
 
-// The image, pushed to a sandbox and pulled by containerd, does a job in a
-// network namespace of its own.
+// The image, pushed to a sandbox and pulled by containerd, runs a job in a network namespace of
+// its own.
 func TestDigitsInAContainer(t *testing.T) {
 	ctd := testenv.StartContainerd(t)
 	python := testenv.Python(t, "zmq", "python3-zmq")
@@ -85,7 +85,7 @@ func TestDigitsInAContainer(t *testing.T) {
 	}
 }
 
-// taskPID is the process of a running task.
+// taskPID returns the process id of a running task.
 func taskPID(t *testing.T, ctd *testenv.Containerd, namespace, name string) string {
 	t.Helper()
 	for line := range strings.Lines(ctd.Ctr(t, namespace, "tasks", "ls")) {

@@ -22,14 +22,14 @@ import (
 const suite = "bookworm"
 
 // cleanUpTime bounds how long mmdebstrap may take to remove its files when it is
-// told to end.
+// terminated.
 const cleanUpTime = 20 * time.Second
 
-// packages are what the image needs beside what these need themselves.
+// packages are the packages of the image, without their dependencies.
 var packages = []string{"base-files", "tesseract-ocr", "tesseract-ocr-eng"}
 
-// unneeded are directories of Debian's packages without use to a program that
-// runs alone. Licences, usr/share/doc/*/copyright, stay.
+// unneeded are directories of Debian's packages that are removed. Licences,
+// usr/share/doc/*/copyright, stay.
 var unneeded = []string{
 	"boot", "home", "media", "mnt", "opt", "root", "srv",
 	"etc/apt", "usr/games", "usr/share/bug", "usr/share/doc-base", "usr/share/info",
@@ -37,7 +37,7 @@ var unneeded = []string{
 	"var/cache", "var/lib/apt", "var/lib/dpkg", "var/log",
 }
 
-// tessdata is where the package keeps what Tesseract learnt.
+// tessdata is the directory of Tesseract's trained data.
 const tessdata = "usr/share/tesseract-ocr/5/tessdata"
 
 // Tesseract makes the image of the tesseract example: a root file system of
@@ -97,8 +97,8 @@ func Tesseract(ctx context.Context, in Inputs, mirror string) (v1.Image, error) 
 	}, parts)
 }
 
-// debootstrap streams a root file system of the packages. Nothing of them is
-// configured: there is no shell in it, nor anything else that they do not need.
+// debootstrap streams a root file system with only the packages and their dependencies, without
+// a shell. The packages are not configured.
 func debootstrap(ctx context.Context, mirror string, sort func(*tar.Header) *layer.Writer) error {
 	args := []string{
 		"--variant=extract", "--format=tar", "--include=" + strings.Join(packages, ","),
@@ -108,7 +108,7 @@ func debootstrap(ctx context.Context, mirror string, sort func(*tar.Header) *lay
 		args = append(args, mirror)
 	}
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-	// When it is cut short it ends its whole process group, which must not be ours.
+	// When it is interrupted it kills its process group, which must not be ours.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it cleans up
 	cmd.WaitDelay = cleanUpTime
@@ -122,27 +122,27 @@ func debootstrap(ctx context.Context, mirror string, sort func(*tar.Header) *lay
 		return fmt.Errorf("%w: apt-get install mmdebstrap", err)
 	}
 	splitErr := split(archive, sort)
-	archive.Close() // lets it end where splitting ended early
+	archive.Close() // ends it if split returned early
 	if err := cmd.Wait(); err != nil && splitErr == nil {
 		return fmt.Errorf("mmdebstrap: %w:\n%s", err, lastLines(stderr.String(), 20))
 	}
 	return splitErr
 }
 
-// lastLines is the end of what a program said: what went wrong is there.
+// lastLines returns the end of a program's output, which has the error.
 func lastLines(text string, n int) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// wanted tells which paths of the root file system the image keeps.
+// wanted reports whether the image keeps a path of the root file system.
 func wanted(name string) bool {
 	switch {
 	case name == ".":
 		return false
-	case name == "dev" || strings.HasPrefix(name, "dev/"): // whoever runs the image makes the devices
+	case name == "dev" || strings.HasPrefix(name, "dev/"): // the runtime creates the devices
 		return false
-	case name == tessdata+"/osd.traineddata": // 10 MB to find out how a page is turned
+	case name == tessdata+"/osd.traineddata": // 10 MB for detecting the orientation of a page
 		return false
 	}
 	for _, dir := range unneeded {

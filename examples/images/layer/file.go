@@ -45,7 +45,7 @@ type uncompressed struct {
 
 func (u *uncompressed) Close() error { return errors.Join(u.Reader.Close(), u.compressed.Close()) }
 
-// hasher passes on what is written and keeps its digest and size.
+// hasher forwards what is written to it, and has its digest and size.
 type hasher struct {
 	to   io.Writer
 	sum  hash.Hash

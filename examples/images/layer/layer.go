@@ -1,9 +1,8 @@
 // Package layer writes layers of container images without any container engine.
 //
-// A layer is a gzipped tar. The same entries come out as the same bytes,
-// whenever and wherever they are written: entries must be in order, all times
-// are one time, and owners are numbers. Contents pass through to a file, so
-// memory does not grow with them.
+// A layer is a gzipped tar. The same entries always give the same bytes: entries must be sorted,
+// all have the same time, and owners are numbers. Contents are written to a file, so memory does
+// not grow with them.
 package layer
 
 import (
@@ -21,15 +20,13 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// Time is when everything in a layer was last changed.
+// Time is the modification time of everything in a layer.
 var Time = time.Unix(0, 0).UTC()
 
-// whiteout begins the names that in a layer mean: not this file of a layer
-// below.
+// whiteout is the prefix of names that hide a file of a lower layer.
 const whiteout = ".wh."
 
-// xattr begins the PAX records that hold extended attributes, file capabilities
-// among them.
+// xattr is the prefix of PAX records with extended attributes, such as file capabilities.
 const xattr = "SCHILY.xattr."
 
 // Writer writes one layer. Finish or Discard must be called.
@@ -37,8 +34,8 @@ type Writer struct {
 	file       *os.File
 	tar        *tar.Writer
 	gzip       *gzip.Writer
-	compressed *hasher // what goes to the file
-	plain      *hasher // what goes to gzip
+	compressed *hasher // the compressed layer
+	plain      *hasher // the tar stream
 
 	last  []string        // the path of the entry before
 	files map[string]bool // regular files so far, which hard links may name
@@ -124,8 +121,8 @@ func (w *Writer) add(h *tar.Header, content io.Reader) error {
 	return err
 }
 
-// clean is a path of an archive as layers write it: from the root, without a
-// slash or dot in front.
+// clean returns a path of an archive in the form of layers: relative to the root, without a
+// leading slash or dot.
 func clean(name string) (string, error) {
 	cleaned := path.Clean(strings.TrimLeft(name, "/"))
 	if cleaned == "." || cleaned == ".." || strings.HasPrefix(cleaned, "../") {

@@ -86,8 +86,8 @@ func read(t testing.TB, l v1.Layer) []string {
 	}
 }
 
-// What matters of every kind of entry is kept, and nothing else: the same
-// entries give the same layer whenever they were made.
+// Only the relevant attributes of each kind of entry are kept: the same entries give the same
+// layer at any time.
 func TestEntries(t *testing.T) {
 	const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	entries := func(at time.Time, user string) []item {
@@ -177,7 +177,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// The memory needed does not grow with what passes through.
+// Memory does not grow with the size of the contents.
 func TestMemory(t *testing.T) {
 	const size = 256 << 20
 	w, err := layer.NewWriter(t.TempDir())

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestPlaces checks that the place of every break is in the code, once, and that
-// the table of docs/guarantees.md has a seed that found it.
+// TestPlaces checks that the text of every break occurs once in its file, and that the table
+// of docs/guarantees.md has a seed that found it.
 func TestPlaces(t *testing.T) {
 	const root = "../../.."
 	page, err := os.ReadFile(filepath.Join(root, page))

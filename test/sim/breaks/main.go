@@ -1,11 +1,11 @@
-// Breaks breaks the code on purpose, one place at a time, and looks whether the
-// simulation finds it. It changes no file of the tree: the compiler is told to read
-// the broken one in its place (go build's -overlay).
+// Breaks breaks the code on purpose, one place at a time, and checks that the simulation finds
+// it. It changes no file of the tree: the compiler reads the broken file instead (go build's
+// -overlay).
 //
 //	go run ./test/sim/breaks [-seeds N] [NAME...]
 //
-// It writes what it finds into the table of docs/guarantees.md, and fails where a
-// break is not found or its place is not in the code any more.
+// It writes the results into the table of docs/guarantees.md, and fails if a break is not found
+// or its place is not in the code any more.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 	"time"
 )
 
-// fault is one place of the code and what is wrong with it when it is broken.
+// fault is one place in the code and the error that breaking it causes.
 type fault struct {
 	name, file string
 	was, is    string // was occurs once in the file
@@ -78,8 +78,8 @@ const (
 	tableAfter = "\n<!-- the end of the table that make sim-breaks writes -->\n"
 )
 
-// writeRow writes the row of a break into the table. Rows of breaks that are not
-// listed go; the others are in the order of the list.
+// writeRow writes the row of a break into the table. It removes rows of breaks that are not
+// listed, and sorts the others in the order of the list.
 func writeRow(f fault, seed, as string) error {
 	text, err := os.ReadFile(page)
 	if err != nil {
