@@ -6,11 +6,13 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
@@ -105,6 +107,23 @@ func noImage(t *testing.T, daemon *testenv.Containerd) {
 		_, err = h.store(nil).Ensure(t.Context(), job.Model{Name: "other", Version: "v1"}, nil)
 		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", kind, err, want)
+		}
+	}
+}
+
+// An image may leave out its operating system or architecture, or both: Docker runs it as one
+// for the machine.
+func TestPlatformNotSaid(t *testing.T) {
+	own := platforms.DefaultSpec()
+	s := platform(platforms.DefaultString())
+	for _, c := range []ocispec.Platform{{}, {OS: own.OS}, {Architecture: own.Architecture}, {OS: own.OS, Architecture: own.Architecture}} {
+		if err := s.checkPlatform(ocispec.Image{Platform: c}); err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	for _, c := range []ocispec.Platform{{OS: "plan9"}, {Architecture: "s390x"}, {OS: own.OS, Architecture: "s390x"}} {
+		if err := s.checkPlatform(ocispec.Image{Platform: c}); !errdefs.IsNotFound(err) {
+			t.Errorf("%+v: %v", c, err)
 		}
 	}
 }

@@ -121,10 +121,14 @@ func parseConfig(data []byte) (ocispec.Image, error) {
 
 // checkPlatform returns an error if an image is not for this machine's platform.
 func (s platform) checkPlatform(config ocispec.Image) error {
-	if config.OS == "" && config.Architecture == "" {
-		return nil // some builders do not set them
+	built, own := config.Platform, platforms.DefaultSpec()
+	if built.OS == "" { // some builders do not set it, or the architecture
+		built.OS = own.OS
 	}
-	built := platforms.Normalize(config.Platform)
+	if built.Architecture == "" {
+		built.Architecture, built.Variant = own.Architecture, own.Variant
+	}
+	built = platforms.Normalize(built)
 	if !platforms.Default().Match(built) {
 		return failf(errdefs.ErrNotFound, "it is built for %s, and this machine is %s; build it for this platform", printable(platforms.Format(built)), s)
 	}

@@ -80,32 +80,34 @@ const (
 )
 
 // tokens holds the tokens of the claims that this process handles. A claim that could not be
-// ended in the ledger stays in the set, so that only the next daemon ends it. The zero value
-// is empty.
-type tokens struct {
+// ended in the ledger stays in the set, so that only the next daemon ends it.
+type tokens = set[ledger.Token]
+
+// set is a set for several goroutines. The zero value is empty.
+type set[T comparable] struct {
 	mu    sync.Mutex
-	known map[ledger.Token]struct{}
+	known map[T]struct{}
 }
 
-func (t *tokens) add(token ledger.Token) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.known == nil {
-		t.known = make(map[ledger.Token]struct{})
+func (s *set[T]) add(x T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known == nil {
+		s.known = make(map[T]struct{})
 	}
-	t.known[token] = struct{}{}
+	s.known[x] = struct{}{}
 }
 
-func (t *tokens) remove(token ledger.Token) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.known, token)
+func (s *set[T]) remove(x T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.known, x)
 }
 
-func (t *tokens) has(token ledger.Token) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	_, ok := t.known[token]
+func (s *set[T]) has(x T) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.known[x]
 	return ok
 }
 

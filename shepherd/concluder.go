@@ -31,6 +31,8 @@ const graceTime = 5 * time.Second
 type concluder struct {
 	lane  *lane
 	slots chan struct{} // holds one element per attempt being concluded
+	// unacknowledged are the jobs whose answers the runner may still keep.
+	unacknowledged set[job.ID]
 
 	mu   sync.Mutex
 	open int           // attempts being ended, including those that wait for a slot
@@ -77,6 +79,9 @@ func (c *concluder) end(work context.Context, a *attempt, end ending) {
 	at := l.clock.now()
 	account := accountOf(l, a, end, at)
 	a.yield()
+	if a.conn != nil {
+		l.concluder.unacknowledged.add(a.ID)
+	}
 	c.mu.Lock()
 	c.open++
 	c.mu.Unlock()
@@ -369,10 +374,12 @@ func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
 			crashpoint.Reached(crashpoint.Acknowledged)
 		}
 		if err == nil || errors.Is(err, messenger.ErrClosed) {
+			l.concluder.unacknowledged.remove(id)
 			return
 		}
 		if sleep(ctx, 200*time.Millisecond) != nil {
 			l.log.Warn("Cannot acknowledge an answer", "job", id, "error", err)
+			l.concluder.unacknowledged.add(id)
 			return
 		}
 	}

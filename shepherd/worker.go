@@ -493,14 +493,15 @@ func (w *worker) answered(work context.Context, answer messenger.Answer) {
 }
 
 // send gives the job to the runner. A runner that still keeps an answer to an earlier
-// attempt of the job would resend that answer instead of running the job. The earlier
-// attempt has ended, so its answer is acknowledged first.
+// attempt of the job, or of a removed job with its id, would not run it. The earlier attempt
+// has ended, so its answer is acknowledged first.
 func (w *worker) send(ctx context.Context, a *attempt) error {
 	r := w.supervisor.runner
-	if a.Attempt > 1 || a.Run > 1 {
+	if a.Attempt > 1 || a.Run > 1 || w.lane.concluder.unacknowledged.has(a.ID) {
 		if err := r.conn.Ack(ctx, a.ID); err != nil {
 			return fmt.Errorf("its answer to an earlier attempt cannot be acknowledged: %w", err)
 		}
+		w.lane.concluder.unacknowledged.remove(a.ID)
 	}
 	return r.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot(), Deadline: a.due()})
 }

@@ -87,8 +87,14 @@ func (w *work) nextAnswer() (a Answer, ok bool) {
 
 // forget removes the answer to a job, which was acknowledged.
 func (w *work) forget(id job.ID) {
-	w.kept = slices.DeleteFunc(w.kept, func(a Answer) bool { return a.Job == id })
-	w.unread = min(w.unread, len(w.kept))
+	i := slices.IndexFunc(w.kept, func(a Answer) bool { return a.Job == id })
+	if i < 0 {
+		return
+	}
+	if i >= len(w.kept)-w.unread {
+		w.unread--
+	}
+	w.kept = slices.Delete(w.kept, i, i+1)
 }
 
 // unsent returns the message with the job under way if the shim, by its hello, has not

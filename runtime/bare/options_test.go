@@ -200,15 +200,21 @@ func TestModelMissingInTheOriginalsWords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		model job.Model
 		want  string
 	}{
+		{job.Model{Name: "file", Version: "v1"}, "Cannot load model `file:v1`, file `" + dir + "/file/v1/config.yaml` does not exist."},
 		{job.Model{Name: "no-such-model", Version: "v9"}, "Cannot load model `no-such-model:v9`, file `" + dir + "/no-such-model/v9/config.yaml` does not exist."},
 		{job.Model{Name: "a/b"}, "Cannot load model `a/b:`, file `" + dir + "/a/b/config.yaml` does not exist."},
 	} {
 		if err := s.Load(t.Context(), c.model, runtime.Discard); err == nil || err.Error() != c.want {
 			t.Errorf("got %v\nwant %s", err, c.want)
+		} else if !errdefs.IsNotFound(err) { // else it is not looked for on other sheep
+			t.Errorf("%v is of another class", err)
 		}
 	}
 	// The model is there, its runner is not.
@@ -222,9 +228,10 @@ func TestModelMissingInTheOriginalsWords(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		"none":  "A bare sheep runs it once there is a directory `" + dir + "/none` with a `config.yaml`.",
-		"empty": "A bare sheep runs it once there is a file `config.yaml` in `" + dir + "/empty`.",
-		"here":  "A bare sheep runs it with the program `shepherd-runner`, which reads `" + dir + "/here/config.yaml`.",
+		"file/v1": "A bare sheep runs it once there is a directory `" + dir + "/file/v1` with a `config.yaml`.",
+		"none":    "A bare sheep runs it once there is a directory `" + dir + "/none` with a `config.yaml`.",
+		"empty":   "A bare sheep runs it once there is a file `config.yaml` in `" + dir + "/empty`.",
+		"here":    "A bare sheep runs it with the program `shepherd-runner`, which reads `" + dir + "/here/config.yaml`.",
 	} {
 		if got := s.(runtime.ModelAdviser).ModelAdvice(job.Model{Name: name}); got != want {
 			t.Errorf("of %s it says\n     %s\nwant %s", name, got, want)

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/internal/mounts"
@@ -41,7 +42,7 @@ func (p *programs) FindModel(m job.Model) error {
 	path := filepath.Join(p.options.WorkingDirectory, configPath(m))
 	info, err := os.Stat(path)
 	switch {
-	case err != nil && !errors.Is(err, os.ErrNotExist):
+	case err != nil && !isMissing(err):
 		return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: errdefs.ErrPermissionDenied}
 	case err != nil && p.unmounted(path) != nil:
 		return nil // whether the model exists is not known; Load returns the error
@@ -54,12 +55,18 @@ func (p *programs) FindModel(m job.Model) error {
 	return nil
 }
 
+// isMissing reports whether an error of stat means that there is no such file, also because a
+// file is in the place of a directory above it.
+func isMissing(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
+}
+
 // ModelAdvice says which directory or file is missing or cannot be read, or which program
 // runs the model. See runtime.ModelAdviser.
 func (p *programs) ModelAdvice(m job.Model) string {
 	dir, file := filepath.Split(filepath.Join(p.options.WorkingDirectory, configPath(m)))
 	dir = filepath.Clean(dir)
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(dir); isMissing(err) {
 		return fmt.Sprintf("A bare sheep runs it once there is a directory `%s` with a `%s`.", dir, file)
 	}
 	switch err := p.FindModel(m); {
