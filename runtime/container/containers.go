@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/signal"
@@ -33,10 +34,16 @@ type containers struct {
 	dataDir string
 	lives   string // directory with a directory for each life
 
+	began time.Time // when this daemon began to have the sheep
+
 	mu    sync.Mutex
 	image image.Image // of the model loaded last; its Model says which
-	swept bool        // sweep has succeeded, and nothing has been left behind since
+	swept bool        // sweep has succeeded late enough, and nothing has been left behind since
 }
+
+// settleTime is how long containerd may take for what a daemon that was killed has asked
+// for: until then a sweep can miss it.
+const settleTime = time.Minute
 
 var _ shimmed.Type = (*containers)(nil)
 
@@ -65,7 +72,7 @@ func (c *containers) Load(ctx context.Context, m job.Model, observe runtime.Obse
 		c.log.Warn("Containers of earlier runners could not be removed; the next load of a model tries again", "error", err)
 		return nil
 	}
-	c.setSwept(true)
+	c.setSwept(time.Since(c.began) > settleTime)
 	return nil
 }
 

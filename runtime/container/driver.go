@@ -157,6 +157,7 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 		log:     d.cfg.Log.With("sheep", name),
 		dataDir: filepath.Join(dataRoot, name),
 		lives:   filepath.Join(stateDir, name, "lives"),
+		began:   time.Now(),
 	}
 	return shimmed.New(shimmed.Config{
 		Name: name, Type: t, DataRoot: t.dataDir, Dir: filepath.Join(stateDir, name),

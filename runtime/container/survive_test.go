@@ -120,16 +120,46 @@ func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
 				}
 			}
 		}
-		h.Load()
+		// A shim that was about to begin finds that it shall not, in a moment, and containerd
+		// may still be doing what the daemon has asked for: the next load removes that.
+		for end := time.Now().Add(hang); ; time.Sleep(2 * time.Millisecond) {
+			h.Load()
+			left := w.leftovers(t)
+			if len(left) == 0 {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("killed after %d ms, which %v: left: %q", moment, ends, left)
+			}
+		}
 		if err := h.Sheep.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
-		// A shim that was about to begin finds that it shall not, in a moment.
-		w.eventually(t, "nothing is left", func() bool { return len(w.leftovers(t)) == 0 })
 	}
 	t.Logf("killed after %d ms: %v", moments, ends)
 	if !slices.Contains(ends, "adopted") || !slices.Contains(ends, "removed") {
 		t.Errorf("all were alike: the moments are not well chosen: %v", ends)
+	}
+}
+
+// containerd may do what a killed daemon has asked for after its successor has looked for
+// what there is: the successor looks again for a while.
+func TestLateRequestOfKilledDaemon(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	w := newWorld(t, daemon)
+	w.addModel(t, model, "")
+	h := w.inherit(t)
+	h.Load()
+	daemon.Ctr(t, namespace, "leases", "create", "--id", "late", "io.shepherd.sheep="+runtimetest.Sheep, "io.shepherd.node="+w.node)
+	if left := w.leftovers(t); len(left) != 1 {
+		t.Fatalf("left: %q, want the lease", left)
+	}
+	h.Load()
+	if left := w.leftovers(t); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	if err := h.Sheep.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
