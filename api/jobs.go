@@ -39,7 +39,7 @@ type JobService interface {
 
 	// NotifyEnd is Job, and calls f with the final state when a job that has not ended
 	// does. f is called at most once, on another goroutine, must return at once, and may
-	// still be called while stop runs. stop is never nil.
+	// still be called just after stop. stop is never nil.
 	NotifyEnd(ctx context.Context, id job.ID, f func(job.Status)) (_ job.Status, stop func(), err error)
 
 	// Watch returns a channel that receives after the job has changed, until stop is

@@ -260,6 +260,36 @@ func TestWaitHeldEnds(t *testing.T) {
 	stop()
 }
 
+// resubmitted is a service whose job is queued anew as soon as it has ended.
+type resubmitted struct{ *fake }
+
+func (resubmitted) NotifyEnd(_ context.Context, _ job.ID, f func(job.Status)) (job.Status, func(), error) {
+	var ending sync.WaitGroup
+	ending.Go(func() { f(job.Status{State: job.Done}) })
+	return job.Status{State: job.Processing}, ending.Wait, nil
+}
+
+func (resubmitted) Job(context.Context, job.ID) (job.Status, error) {
+	return job.Status{State: job.Queued}, nil
+}
+
+// TestWaitHeldOfAJobThatIsSubmittedAgain is answered with the end that was waited for.
+func TestWaitHeldOfAJobThatIsSubmittedAgain(t *testing.T) {
+	service := newFake()
+	service.add("a", job.Processing)
+	base, _, stop := serveHeld(t, Config{Service: resubmitted{service}})
+	defer stop()
+	response, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(base + "/jobs/a/wait_ready")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != 200 || !strings.Contains(string(body), `"status": "done"`) {
+		t.Errorf("%d %q, %v", response.StatusCode, body, err)
+	}
+}
+
 // serveHeld serves c on a network address with a Holder that holds every request that waits.
 func serveHeld(t *testing.T, c Config) (url string, holder *heldconn.Holder, stop func()) {
 	t.Helper()

@@ -84,7 +84,7 @@ func (r *reader) Wait(ctx context.Context, id job.ID) (job.Status, error) {
 
 // NotifyEnd is Job, and calls f with the final state when a job that has not ended does. f
 // is called at most once, on another goroutine, must return at once, and may still be called
-// while stop runs. stop is never nil.
+// just after stop. stop is never nil.
 func (r *reader) NotifyEnd(ctx context.Context, id job.ID, f func(job.Status)) (_ job.Status, stop func(), err error) {
 	w := &endWatch{notify: f}
 	stop = r.env.hub.watch(id, w.observe) // before reading the ledger, so that no end is missed

@@ -2,13 +2,6 @@ package remote
 
 import "github.com/spf13/cobra"
 
-const (
-	// latest is how many jobs a list has where the user does not say.
-	latest = 20
-	// page is how many jobs are requested at once.
-	page = 500
-)
-
 // withTarget adds the flags of a target of its own to a command.
 func withTarget(c Config, build func(*Target) *cobra.Command) *cobra.Command {
 	t := NewTarget(c)

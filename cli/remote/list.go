@@ -16,6 +16,13 @@ import (
 	"github.com/iterait/shepherd/client"
 )
 
+const (
+	// latest is how many jobs a list has where the user does not say.
+	latest = 20
+	// page is how many jobs are requested at once.
+	page = 500
+)
+
 func ls(t *Target) *cobra.Command {
 	var form Format
 	var all, active, oldest, watch, noHeading bool

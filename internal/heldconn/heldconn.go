@@ -5,8 +5,9 @@
 // about 15 KiB besides what the handler itself needs. A request that is held gives these
 // back: its connection is taken from the http.Server, one goroutine with a shallow stack
 // waits until there is an answer or the client closes the connection, and after the answer
-// the connection returns to the server with the client's next request. Clients see no
-// difference.
+// the connection returns to the server with the client's next request. Clients see one
+// difference: the answer to a request that was sent together with the next one closes the
+// connection.
 package heldconn
 
 import (
@@ -39,9 +40,9 @@ type Holder struct {
 	following sync.WaitGroup // the goroutines of the connections
 
 	mu      sync.Mutex
-	closing bool                  // no connection returns
-	ending  error                 // why no request is held; nil while some are
-	hurried bool                  // no client gets more time to receive an answer
+	closing bool                  // no connection returns to the server
+	ending  error                 // the cause given to End; nil before
+	hurried bool                  // clients get no more time to receive answers
 	held    map[*Request]struct{} // not answered
 	idle    map[net.Conn]struct{} // answered, without a next request
 }
