@@ -21,6 +21,9 @@ import (
 // download reads one version of a stored file from offset to end, and reconnects where
 // a connection broke. The reader closes it.
 type download struct {
+	// canceled returns the error of the caller's context, or nil. The transport itself
+	// may still yield what it had received before the cancellation.
+	canceled func() error
 	// reopen opens the rest of the file, from the byte at offset on.
 	reopen func(offset int64) (*stream, error)
 	// retry is called with the error of a broken stream and returns nil to reconnect.
@@ -66,7 +69,8 @@ func (o *objects) get(ctx context.Context, bucket, key string, opts minio.GetObj
 // opened stream of them, or nil.
 func (o *objects) continued(ctx context.Context, bucket, key, etag string, first *stream, offset, end int64) *download {
 	return &download{
-		stream: first, offset: offset, end: end,
+		canceled: ctx.Err,
+		stream:   first, offset: offset, end: end,
 		reopen: func(offset int64) (*stream, error) {
 			var opts minio.GetObjectOptions
 			if err := opts.SetRange(offset, end-1); err != nil {
@@ -92,8 +96,8 @@ func (o *objects) continued(ctx context.Context, bucket, key, etag string, first
 			return st, nil
 		},
 		retry: func(failures int, err error) error {
-			if ctx.Err() != nil {
-				return ctx.Err()
+			if err := ctx.Err(); err != nil {
+				return err
 			}
 			if failures >= o.tries {
 				return o.unreachable(err)
@@ -108,6 +112,9 @@ func (d *download) Read(p []byte) (int, error) {
 	for {
 		if d.offset >= d.end {
 			return 0, io.EOF
+		}
+		if err := d.canceled(); err != nil {
+			return 0, err
 		}
 		if d.stream == nil {
 			stream, err := d.reopen(d.offset)
