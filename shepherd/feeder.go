@@ -32,6 +32,9 @@ func newFeeder(l *lane) *feeder { return &feeder{lane: l, offers: make(chan *att
 // holds returns the attempt that is offered to the worker, or nil.
 func (f *feeder) holds() *attempt { return f.held.Load() }
 
+// offering reports whether the worker can take an attempt at once.
+func (f *feeder) offering() bool { return f.holds() != nil && !f.waitsForDevices() }
+
 // waitsForDevices reports whether the offered attempt waits for devices.
 func (f *feeder) waitsForDevices() bool { return f.waits.Load() }
 
@@ -59,6 +62,8 @@ func (f *feeder) run(feed, work context.Context) {
 			f.lane.concluder.end(work, a, stopped(why))
 		}
 		f.held.Store(nil)
+		f.pulse.waits()
+		f.lane.worker.handover.wait(feed)
 	}
 }
 
