@@ -62,8 +62,6 @@ func (f *feeder) run(feed, work context.Context) {
 			f.lane.concluder.end(work, a, stopped(why))
 		}
 		f.held.Store(nil)
-		f.pulse.waits()
-		f.lane.worker.handover.wait(feed)
 	}
 }
 
@@ -125,6 +123,7 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 		defer close(a.prepared)
 		ctx, release := a.stopper.bind(work)
 		defer release()
+		l.worker.handover.wait(ctx)
 		if why := l.prepare(ctx, a); why != nil {
 			a.trouble = why
 		} else {

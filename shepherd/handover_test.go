@@ -65,14 +65,6 @@ type slowStart struct {
 	takes    time.Duration
 }
 
-func (l *slowStart) Claim(ctx context.Context, s ledger.Slot) (*ledger.Claim, error) {
-	claim, err := l.Ledger.Claim(ctx, s)
-	if claim != nil {
-		l.timeline.reached("claim", claim.ID)
-	}
-	return claim, err
-}
-
 func (l *slowStart) Start(ctx context.Context, id job.ID, token ledger.Token) (job.Record, error) {
 	time.Sleep(l.takes)
 	rec, err := l.Ledger.Start(ctx, id, token)
@@ -83,6 +75,11 @@ func (l *slowStart) Start(ctx context.Context, id job.ID, token ledger.Token) (j
 type timedStore struct {
 	storage.Store
 	timeline *timeline
+}
+
+func (s *timedStore) Stage(ctx context.Context, id job.ID, dir *os.Root, how storage.Options) (storage.Staged, error) {
+	s.timeline.reached("stage", id)
+	return s.Store.Stage(ctx, id, dir, how)
 }
 
 func (s *timedStore) Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (storage.Collected, error) {
@@ -125,7 +122,10 @@ func handoverCore(t *testing.T, start time.Duration, models ...string) *timeline
 		defer cfg.Ledger.Close()
 		defer core.Stop(context.Background())
 		for i, name := range models {
-			r := job.Request{ID: jobName(i), Model: job.Model{Name: name, Version: "v1"}, Payload: []byte("x")}
+			r := job.Request{ID: jobName(i), Model: job.Model{Name: name, Version: "v1"}}
+			if err := cfg.Store.Init(t.Context(), r.ID, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
 			if err := core.Submit(t.Context(), r); err != nil {
 				t.Fatal(err)
 			}
@@ -146,8 +146,8 @@ func jobName(i int) job.ID { return job.ID("job-" + strconv.Itoa(i)) }
 func TestHandoverComesFirst(t *testing.T) {
 	const start = 20 * time.Millisecond
 	line := handoverCore(t, start, "m", "m", "m")
-	line.inOrder(t, "claim job-1", "answer job-0", "start job-1", "collect job-0", "answer job-1", "start job-2", "collect job-1", "answer job-2", "collect job-2")
-	line.inOrder(t, "start job-1", "claim job-2", "answer job-1")
+	line.inOrder(t, "stage job-1", "answer job-0", "start job-1", "collect job-0", "answer job-1", "start job-2", "collect job-1", "answer job-2", "collect job-2")
+	line.inOrder(t, "start job-1", "stage job-2", "answer job-1")
 	if took := line.at["collect job-0"] - line.at["answer job-0"]; took != start {
 		t.Errorf("the results were stored %s after the answer, want %s", took, start)
 	}
