@@ -800,11 +800,13 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	p.handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error { <-ctx.Done(); return ctx.Err() }
 	p.start()
 	p.submit("job-1", "m", "x")
-	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
-	defer cancel()
-	s, err := p.core.Wait(ctx, "job-1")
-	if !errors.Is(err, context.DeadlineExceeded) || s.State.Final() || s.State == "" {
-		t.Errorf("Wait: %+v, %v", s, err)
+	for _, limit := range []time.Duration{250 * time.Millisecond, 0} { // 0: over before it begins
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		s, err := p.core.Wait(ctx, "job-1")
+		if !errors.Is(err, context.DeadlineExceeded) || s.State.Final() || s.State == "" {
+			t.Errorf("Wait for %s: %+v, %v", limit, s, err)
+		}
 	}
 	if err := p.core.Cancel(t.Context(), "job-1"); err != nil {
 		t.Fatal(err)
