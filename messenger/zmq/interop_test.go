@@ -135,7 +135,7 @@ func TestHeartbeatsOfLibzmqAreAnswered(t *testing.T) {
 	port := testenv.FreePort(t)
 	pyRunner(t, port, "--heartbeat", "100")
 	conn := dial(t, tcp(port))
-	roundTrip(t, conn, []byte("sleep 1.2"))
+	roundTrip(t, conn, []byte("sleep 3"))
 }
 
 func TestMultipartIsDroppedAndTheConnectionIsWell(t *testing.T) {
