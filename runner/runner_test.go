@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 }
 
 // hang bounds what must happen soon but not at any certain time.
-const hang = 30 * time.Second
+const hang = 2 * time.Minute
 
 // ask is a client of a runner, with the jobs' directory.
 type ask struct {

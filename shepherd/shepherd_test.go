@@ -32,7 +32,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const hang = 30 * time.Second // only a hang reaches it
+const hang = 2 * time.Minute // only a hang reaches it
 
 // fixture is a core on a real ledger and real storage, with fake sheep.
 type fixture struct {

@@ -24,7 +24,7 @@ import (
 )
 
 // hang is the time limit of operations that take far less.
-const hang = 30 * time.Second
+const hang = 2 * time.Minute
 
 // program is a runner that does what the id of its job says.
 const program = `
