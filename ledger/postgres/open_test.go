@@ -127,13 +127,16 @@ func TestOpenErrors(t *testing.T) {
 		is   func(error) bool
 		want []string
 	}{
-		"unreachable":   {refused, errdefs.IsUnavailable, []string{"127.0.0.1:1/db", "check that it runs"}},
-		"no database":   {server.URL("nosuch"), errdefs.IsFailedPrecondition, []string{"nosuch", "create it"}},
-		"no permission": {strings.Replace(there, "user=postgres", "user=nobody", 1), errdefs.IsFailedPrecondition, []string{"no permission", "owned by the user"}},
-		"standby":       {standbyURL, errdefs.IsUnavailable, []string{"it is a standby", "target_session_attrs"}},
-		"no role":       {strings.Replace(there, "user=postgres", "user=nosuch", 1), errdefs.IsUnavailable, []string{"user and password"}},
-		"no URL":        {"postgres://user:secret@host:port/db", errdefs.IsInvalidArgument, []string{"postgres://USER@HOST/DATABASE"}},
-		"no setting":    {"postgres://user:secret@host/db?sslmode=sometimes", errdefs.IsInvalidArgument, []string{"sslmode"}},
+		"unreachable":           {refused, errdefs.IsUnavailable, []string{"127.0.0.1:1/db", "check that it runs"}},
+		"no database":           {server.URL("nosuch"), errdefs.IsFailedPrecondition, []string{"nosuch", "create it"}},
+		"no permission":         {strings.Replace(there, "user=postgres", "user=nobody", 1), errdefs.IsFailedPrecondition, []string{"no permission", "owned by the user"}},
+		"standby":               {standbyURL, errdefs.IsUnavailable, []string{"it is a standby", "target_session_attrs"}},
+		"no role":               {strings.Replace(there, "user=postgres", "user=nosuch", 1), errdefs.IsUnavailable, []string{"user and password"}},
+		"no URL":                {"postgres://user:secret@host:port/db", errdefs.IsInvalidArgument, []string{"postgres://USER@HOST/DATABASE"}},
+		"password with /":       {"postgres://user:12/secret@127.0.0.1:1/db", errdefs.IsInvalidArgument, []string{"percent-encoded"}},
+		"password with @":       {"postgres://user:x@secret@127.0.0.1:1/db", errdefs.IsInvalidArgument, []string{"percent-encoded"}},
+		"password with a space": {"user=user password=very secret host=127.0.0.1", errdefs.IsInvalidArgument, []string{"single quotes"}},
+		"no setting":            {"postgres://user:secret@host/db?sslmode=sometimes", errdefs.IsInvalidArgument, []string{"sslmode"}},
 	} {
 		_, err := Open(t.Context(), Config{URL: c.url, RetryFor: time.Millisecond})
 		if !c.is(err) {

@@ -3,6 +3,7 @@ package postgres
 import (
 	"encoding/binary"
 	"io"
+	"maps"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -33,6 +34,7 @@ type proxy struct {
 	fault fault // then
 	late  []func()
 	conns map[net.Conn]bool
+	mute  map[net.Conn]bool // answer no more
 	open  sync.WaitGroup
 }
 
@@ -46,7 +48,7 @@ func newProxy(t *testing.T, url string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: listener, to: filepath.Join(cfg.Host, ".s.PGSQL."+strconv.Itoa(int(cfg.Port))), conns: map[net.Conn]bool{}}
+	p := &proxy{listener: listener, to: filepath.Join(cfg.Host, ".s.PGSQL."+strconv.Itoa(int(cfg.Port))), conns: map[net.Conn]bool{}, mute: map[net.Conn]bool{}}
 	p.url = "postgres://" + cfg.User + "@" + listener.Addr().String() + "/" + cfg.Database + "?sslmode=disable"
 	p.open.Go(p.accept)
 	t.Cleanup(func() {
@@ -82,6 +84,13 @@ func (p *proxy) deliver() {
 	for _, send := range late {
 		send()
 	}
+}
+
+// muteAll has the connections of now answer no more, as if the network had lost them.
+func (p *proxy) muteAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mute = maps.Clone(p.conns)
 }
 
 // cutAll cuts all connections.
@@ -142,6 +151,11 @@ func (p *proxy) serve(client, server net.Conn) {
 		}
 		met := fault("")
 		p.mu.Lock()
+		if p.mute[client] {
+			p.mu.Unlock()
+			_, _ = io.Copy(io.Discard, client)
+			return
+		}
 		if p.left > 0 {
 			if p.left--; p.left == 0 {
 				met = p.fault
