@@ -134,18 +134,18 @@ func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 	return nil
 }
 
-// undo returns a function that restores the present assignment.
+// undo returns a function that restores the present assignment and leases.
 func (g *gpus) undo() func() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	requests, grants, counted, pending := g.requests, g.grants, g.counted, g.pending
+	requests, grants, counted, pending, leases := g.requests, g.grants, g.counted, g.pending, maps.Clone(g.leases)
 	return func() {
 		g.allotting.Lock()
 		defer g.allotting.Unlock()
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.keep(counted)
-		g.requests, g.grants, g.pending = requests, grants, pending
+		g.requests, g.grants, g.pending, g.leases = requests, grants, pending, leases
 	}
 }
 

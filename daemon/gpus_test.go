@@ -15,6 +15,8 @@ import (
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/gpu/keeper"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger/sqlite"
 )
 
 // TestGPUsAtStart resolves a configuration's devices at start, for each kind of answer
@@ -205,6 +207,27 @@ func TestXidRules(t *testing.T) {
 	} {
 		if rules[code] != want {
 			t.Errorf("Xid %d: %+v, want %+v", code, rules[code], want)
+		}
+	}
+}
+
+// TestNeededAfterReload has a reload change which models are preloaded: their images are
+// the ones to keep.
+func TestNeededAfterReload(t *testing.T) {
+	preloading := func(name string) *config.Config {
+		return &config.Config{Sheep: []config.Sheep{{Name: "a", Preload: job.Model{Name: name, Version: "1"}}, {Name: "b"}}}
+	}
+	l, err := sqlite.Open(t.Context(), sqlite.Config{Path: filepath.Join(t.TempDir(), "ledger.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	env := newEnvironment(preloading("old"), "node", l, nil, nil, slog.New(slog.DiscardHandler))
+	for _, name := range []string{"old", "new"} {
+		env.setPreloads(preloading(name))
+		models, err := env.needed(t.Context())
+		if want := (job.Model{Name: name, Version: "1"}); err != nil || len(models) != 1 || models[0] != want {
+			t.Errorf("got %v, %v, want %v", models, err, want)
 		}
 	}
 }

@@ -137,6 +137,8 @@ func (r *reloader) apply(ctx context.Context) (result ReloadResult, err error) {
 		return ReloadResult{}, err
 	}
 	undo.add(func() { _ = r.listeners.setAccess(r.rules(current)) })
+	r.env.setPreloads(next)
+	undo.add(func() { r.env.setPreloads(current) })
 	for _, key := range current.Changes(next) {
 		if slices.Contains(liveKeys(), key) {
 			result.InEffect = append(result.InEffect, key)
