@@ -478,7 +478,7 @@ func TestDeadConnections(t *testing.T) {
 		conn.Release()
 	}
 	p.muteAll()
-	defer p.cutAll() // closing them politely takes long
+	defer p.cutAll()                     // closing them politely takes long
 	l.cfg.Lease = 300 * time.Millisecond // so that a pulse does not wait for long
 	if err := l.maintenance.pulse.beat(t.Context()); !errdefs.IsUnavailable(err) {
 		t.Fatalf("a pulse without an answer: %v", err)

@@ -73,7 +73,7 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 		if listening, err = l.bell.connect(ctx); err != nil {
 			return err
 		}
-		if err = migrate(ctx, listening, l.server); err == nil {
+		if err = migrate(ctx, listening, l.server, l.cfg.Log); err == nil {
 			l.prepares, err = l.canPrepare(ctx, listening)
 		}
 		if err != nil {
