@@ -82,6 +82,24 @@ func (g *gpus) allGrants() map[string][]gpu.Grant {
 // cannot be met yet is retried by grantsOf. Sheep keep the GPUs that they were granted by
 // count, also over a restart of the daemon: their runners may have outlived it.
 func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
+	return g.allotAll(ctx, requests, func(string) []gpu.Grant { return nil })
+}
+
+// allotPending assigns GPUs to the sheep that wait for theirs. Other sheep keep their GPUs,
+// which their leases have, even one that is lost.
+func (g *gpus) allotPending(ctx context.Context, requests []gpu.Request) error {
+	return g.allotAll(ctx, requests, func(sheep string) []gpu.Grant {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		unknown := func(grant gpu.Grant) bool { return grant.Device.Kind == gpu.NVIDIA && grant.GPU == nil }
+		if grants := g.grants[sheep]; g.pending[sheep] == nil && !slices.ContainsFunc(grants, unknown) {
+			return grants
+		}
+		return nil
+	})
+}
+
+func (g *gpus) allotAll(ctx context.Context, requests []gpu.Request, fixed func(sheep string) []gpu.Grant) error {
 	g.allotting.Lock()
 	defer g.allotting.Unlock()
 	m, err := g.machine(ctx, requests)
@@ -94,7 +112,7 @@ func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 	g.mu.Unlock()
 	requests = slices.Clone(requests)
 	for i, r := range requests {
-		requests[i].Had = counted[r.Sheep]
+		requests[i].Had, requests[i].Fixed = counted[r.Sheep], fixed(r.Sheep)
 	}
 	grants, problems := gpu.Allot(requests, m)
 	pending := make(map[string]*gpu.Problem)
@@ -211,7 +229,7 @@ func (g *gpus) grantsOf(ctx context.Context, sheep string) ([]gpu.Grant, error) 
 	if problem == nil {
 		return grants, nil
 	}
-	if err := g.allot(ctx, requests); err != nil {
+	if err := g.allotPending(ctx, requests); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	g.mu.Lock()

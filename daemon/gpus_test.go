@@ -184,6 +184,17 @@ func TestGPUsByCount(t *testing.T) {
 		t.Errorf("the keeper knows %v, want %v", users, want)
 	}
 
+	// One that waits for its GPU moves no other sheep, whose lease has its GPUs, lost or not.
+	driver(`echo '{"driver":"1","gpus":[{"index":0,"uuid":"GPU-a"},{"index":1,"uuid":"GPU-b"},{"index":2,"lost":true}]}'`)
+	g = open(counting("a", "b", "c"))
+	has(g, map[string]string{"b": "GPU-a", "c": "GPU-b"})
+	driver(`echo '{"driver":"1","gpus":[{"index":0,"uuid":"GPU-a","lost":true},{"index":1,"uuid":"GPU-b"},{"index":2,"uuid":"GPU-c"}]}'`)
+	if _, err := g.grantsOf(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	has(g, map[string]string{"a": "GPU-c", "b": "GPU-a", "c": "GPU-b"})
+	answers("GPU-a", "GPU-b", "GPU-c")
+
 	g = open(counting("a", "b", "c"))
 	has(g, map[string]string{"a": "GPU-c", "b": "GPU-a", "c": "GPU-b"})
 	driver("exit 4")

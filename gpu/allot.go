@@ -18,6 +18,8 @@ type Request struct {
 	// Had are the names of the GPUs that the sheep was granted by count before. It is
 	// granted them again if possible, because its runner may be using them.
 	Had []string
+	// Fixed are its grants if they must not change.
+	Fixed []Grant
 }
 
 // Grant is a GPU, or a MIG instance of one, that is granted to a sheep.
@@ -75,10 +77,10 @@ func Conflicts(requests []Request) []*Problem {
 	return found
 }
 
-// conflict finds the first of the earlier requests that has the device in question, as
-// the function has reports, unless both requests share it.
-func conflict(earlier []Request, r Request, has func(Request) (as string, _ bool)) *Problem {
-	for _, other := range earlier {
+// conflict finds the first of the other requests that has the device in question, as the
+// function has reports, unless both requests share it.
+func conflict(others []Request, r Request, has func(Request) (as string, _ bool)) *Problem {
+	for _, other := range others {
 		if other.Sheep == r.Sheep || r.Shared && other.Shared {
 			continue
 		}
@@ -136,11 +138,20 @@ func Allot(requests []Request, m Machine) (map[string][]Grant, []*Problem) {
 
 func allot(requests []Request, m Machine) (map[string][]Grant, []*Problem) {
 	a := allotment{Machine: m, requests: requests, grants: make(map[string][]Grant)}
-	for i, r := range requests {
-		a.list(i, r)
+	for _, r := range requests {
+		if len(r.Fixed) > 0 {
+			a.grants[r.Sheep] = slices.Clone(r.Fixed)
+		}
 	}
 	for _, r := range requests {
-		a.again(r)
+		if len(r.Fixed) == 0 {
+			a.list(r)
+		}
+	}
+	for _, r := range requests {
+		if len(a.grants[r.Sheep]) == 0 {
+			a.again(r)
+		}
 	}
 	// Sheep that share can be placed on the same GPUs, so they come last.
 	for _, shared := range []bool{false, true} {
@@ -182,7 +193,7 @@ func (a *allotment) wrong(sheep string, later bool, format string, args ...any) 
 }
 
 // list grants a sheep the devices that it lists.
-func (a *allotment) list(i int, r Request) {
+func (a *allotment) list(r Request) {
 	for _, d := range r.Devices.List {
 		grants, problem := a.find(d)
 		if problem != nil {
@@ -191,7 +202,7 @@ func (a *allotment) list(i int, r Request) {
 			continue
 		}
 		for _, g := range grants {
-			p := conflict(a.requests[:i], r, func(other Request) (string, bool) {
+			p := conflict(a.requests, r, func(other Request) (string, bool) {
 				for _, o := range a.grants[other.Sheep] {
 					if g.overlaps(o) {
 						return o.Device.String(), true
