@@ -504,3 +504,41 @@ func TestRenewedAtTheEnd(t *testing.T) {
 	default:
 	}
 }
+
+// TestPowerLostInATransaction has a node lose its power while it makes a claim under a limit,
+// and so has the lock of such claims: other nodes get it.
+func TestPowerLostInATransaction(t *testing.T) {
+	url := newDatabase(t)
+	p := newProxy(t, url)
+	limited := func(url string) Config {
+		rule, err := job.ParseRule("red")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := quiet(url, url)
+		cfg.Policy = ledger.Policy{Models: []ledger.ModelLimit{{Models: rule, MaxRunning: 1}}}
+		return cfg
+	}
+	cfg := limited(p.url)
+	cfg.DirectURL = url
+	dead, alive := mustOpen(t, cfg), mustOpen(t, limited(url))
+	dead.idle = 100 * time.Millisecond
+	dead.maintenance.stop() // of which no statement is to meet the fault
+	dead.bell.notify = func(context.Context) error { return nil }
+	if _, err := alive.Create(t.Context(), job.Record{ID: "job", Model: red}); err != nil {
+		t.Fatal(err)
+	}
+	p.arm(4, powerLost) // bounds, begin, lock, bounds
+	claiming := make(chan struct{})
+	go func() {
+		defer close(claiming)
+		_, _ = dead.Claim(t.Context(), ledger.Slot{Node: "dead", Sheep: "a"}) // the power is back when it ends
+	}()
+	<-p.gone
+	claim, err := alive.Claim(t.Context(), ledger.Slot{Node: "alive", Sheep: "a"})
+	if err != nil || claim == nil {
+		t.Errorf("Claim = %v, %v", claim, err)
+	}
+	p.cutAll()
+	<-claiming
+}

@@ -58,7 +58,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 
 // newLedger is a ledger without connections.
 func newLedger(cfg Config, server string) *Ledger {
-	db := &database{server: server, retryFor: cfg.RetryFor}
+	db := &database{server: server, retryFor: cfg.RetryFor, idle: idleInTransaction}
 	l := &Ledger{
 		cfg: cfg, database: db, records: &records{db}, eventLog: &eventLog{database: db}, deliveries: &deliveries{db},
 		clock: clock{keep: momentKept}, claiming: make(chan struct{}, 1),

@@ -21,6 +21,7 @@ const (
 	answerLost fault = "answer lost" // the server makes it, and the client does not learn of it
 	cutAnswer  fault = "cut answer"  // the client gets the beginning of the answer
 	sentLate   fault = "sent late"   // the server gets it when the client has long gone on
+	powerLost  fault = "power lost"  // the server makes it, and neither side hears of the other again
 )
 
 // proxy is between a ledger and the server, and cuts a connection at a statement.
@@ -35,6 +36,7 @@ type proxy struct {
 	late  []func()
 	conns map[net.Conn]bool
 	mute  map[net.Conn]bool // answer no more
+	gone  chan struct{}     // closed when the power is lost
 	open  sync.WaitGroup
 }
 
@@ -48,7 +50,7 @@ func newProxy(t *testing.T, url string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: listener, to: filepath.Join(cfg.Host, ".s.PGSQL."+strconv.Itoa(int(cfg.Port))), conns: map[net.Conn]bool{}, mute: map[net.Conn]bool{}}
+	p := &proxy{listener: listener, to: filepath.Join(cfg.Host, ".s.PGSQL."+strconv.Itoa(int(cfg.Port))), conns: map[net.Conn]bool{}, mute: map[net.Conn]bool{}, gone: make(chan struct{})}
 	p.url = "postgres://" + cfg.User + "@" + listener.Addr().String() + "/" + cfg.Database + "?sslmode=disable"
 	p.open.Go(p.accept)
 	t.Cleanup(func() {
@@ -188,6 +190,12 @@ func (p *proxy) serve(client, server net.Conn) {
 				return
 			}
 			continue
+		}
+		if met == powerLost {
+			_, _ = until(server, 'Z', nil)
+			close(p.gone)
+			_, _ = io.Copy(io.Discard, client)
+			return
 		}
 		answer, err := until(server, 'Z', nil)
 		if err == nil && met == cutAnswer {
