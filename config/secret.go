@@ -34,13 +34,19 @@ func (s Secret) shownAs(shown string) Secret {
 	return s
 }
 
-// redactURL returns a database's URL without its password; stars for an invalid URL.
+// redactURL returns a database's URL without its password; stars for an invalid URL, and for
+// one of which pgx may read another part as the password: in its URLs #, ? and / do not end
+// what is before an @.
 func redactURL(address string) string {
 	u, err := url.Parse(address)
+	if err != nil || strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
+		return stars
+	}
+	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
 		return stars
 	}
-	if query := u.Query(); query.Has("password") || query.Has("sslpassword") {
+	if query.Has("password") || query.Has("sslpassword") {
 		query.Del("password")
 		query.Del("sslpassword")
 		u.RawQuery = query.Encode()

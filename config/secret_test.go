@@ -104,3 +104,23 @@ func TestStringLoads(t *testing.T) {
 		}
 	}
 }
+
+// What a password may hold that is not percent-encoded, as pgx reads it, does not show.
+func TestRedactURL(t *testing.T) {
+	for address, want := range map[string]string{
+		"postgres://user:hunter2@host:5432/db":           "postgres://user:" + stars + "@host:5432/db",
+		"postgres://user@host/db":                        "postgres://user@host/db",
+		"postgres://host/db?user=a%40b":                  "postgres://host/db?user=a%40b",
+		"postgres://user:12#hunter2@host/db":             stars,
+		"postgres://user:12?hunter2@host/db":             stars,
+		"postgres://user:12/hunter2@host/db":             stars,
+		"postgres://user:x#hunter2@host/db":              stars,
+		"postgres://user:x@12?hunter2@host/db":           stars,
+		"postgres://user@host/db?password=hunter2&x=y":   "postgres://user@host/db?x=y",
+		"postgres://user@host/db?options=%zz&password=x": stars,
+	} {
+		if got := redactURL(address); got != want {
+			t.Errorf("%s is shown as %s, want %s", address, got, want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +13,10 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/gpu/keeper"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger/sqlite"
 )
 
 // TestGPUsAtStart resolves a configuration's devices at start, for each kind of answer
@@ -32,6 +36,7 @@ func TestGPUsAtStart(t *testing.T) {
 		"not there":        {one, "a: {DEVICES: [/dev/nvidia1]}", "sheep a: devices: there is no /dev/nvidia1; the machine has 0 (A100, GPU-aaaa)", "", "", ""},
 		"twice":            {one, "a: {DEVICES: [/dev/nvidia0]}\n  b: {DEVICES: [nvidia.com/gpu=GPU-aaaa]}", "sheep b: devices: nvidia.com/gpu=GPU-aaaa is given to sheep a as well (as /dev/nvidia0)", "", "", ""},
 		"twice and shared": {one, "a: {DEVICES: [/dev/nvidia0], shared: true}\n  b: {DEVICES: [nvidia.com/gpu=GPU-aaaa], shared: true}", "", "", "/dev/nvidia0@GPU-aaaa", ""},
+		"one is silent":    {`echo '{"driver":"1","gpus":[{"index":0,"uuid":"GPU-aaaa","name":"A100"},{"index":1,"lost":true}]}'`, "b: {DEVICES: {count: 1}}\n  a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0@GPU-aaaa", ""},
 		"no driver":        {"echo no driver here >&2; exit 3", "a: {DEVICES: [/dev/nvidia7]}", "", "", "/dev/nvidia7", "no driver here"},
 		"driver refuses":   {"echo it refuses >&2; exit 4", "a: {DEVICES: {count: 1}}", "", "any GPU cannot be chosen", "", "it refuses"},
 		"helper crashes":   {"kill -SEGV $$", "a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0", "crashed"},
@@ -54,6 +59,9 @@ func TestGPUsAtStart(t *testing.T) {
 			}
 			text := fmt.Sprintf("data_root: %[1]s/data\nstate_dir: %[1]s/state\nregistry: {url: registry.example.com}\ngpu: {cdi_dirs: [%[1]s]}\nsheep:\n  %[2]s\n", dir,
 				strings.NewReplacer("type: docker, DEVICES", "type: docker, devices", "DEVICES", "type: bare, working_directory: x, devices").Replace(c.sheep))
+			if err := os.Mkdir(filepath.Join(dir, "state"), 0o700); err != nil {
+				t.Fatal(err)
+			}
 			file := filepath.Join(dir, "shepherd.yml")
 			if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 				t.Fatal(err)
@@ -100,6 +108,104 @@ func TestGPUsAtStart(t *testing.T) {
 	}
 }
 
+// TestGPUsByCount assigns GPUs by count again: sheep keep theirs, whether the daemon was
+// restarted, the driver does not answer at the moment, or there are other sheep before them.
+func TestGPUsByCount(t *testing.T) {
+	dir := t.TempDir()
+	driver := func(script string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "shepherd-gpu"), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers := func(uuids ...string) {
+		var gpus []string
+		for i, uuid := range uuids {
+			gpus = append(gpus, fmt.Sprintf(`{"index":%d,"minor":%[1]d,"uuid":%q,"name":"A100"}`, i, uuid))
+		}
+		driver(`echo '{"driver":"1","gpus":[` + strings.Join(gpus, ",") + `]}'`)
+	}
+	t.Setenv("PATH", dir+":/usr/bin:/bin")
+	counting := func(names ...string) *config.Config {
+		cfg := &config.Config{StateDir: dir}
+		cfg.GPU.CDIDirs = []string{filepath.Join(dir, "cdi")}
+		for _, name := range names {
+			cfg.Sheep = append(cfg.Sheep, config.Sheep{Name: name, Devices: gpu.Devices{Count: 1}})
+		}
+		return cfg
+	}
+	open := func(cfg *config.Config) *gpus {
+		t.Helper()
+		var stop closers
+		g, err := openGPUs(t.Context(), cfg, slog.New(slog.DiscardHandler), &stop)
+		stop.close() // the watch has no part in this
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	has := func(g *gpus, want map[string]string) {
+		t.Helper()
+		got := make(map[string]string)
+		for sheep, grants := range g.allGrants() {
+			for _, grant := range grants {
+				got[sheep] += grant.Device.Name
+			}
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	}
+	allot := func(g *gpus, names ...string) {
+		t.Helper()
+		if err := g.allot(t.Context(), counting(names...).Requests()); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// The driver answers only after the daemon's start: all sheep's leases have devices then.
+	driver("exit 4")
+	g := open(counting("b", "c"))
+	for _, sheep := range counting("b", "c").Sheep {
+		g.lease(sheep)
+	}
+	answers("GPU-a", "GPU-b", "GPU-c")
+	if _, err := g.grantsOf(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	has(g, map[string]string{"b": "GPU-a", "c": "GPU-b"})
+	users := make(map[string]string)
+	for _, one := range g.keeper.Known().GPUs {
+		for _, user := range one.Sheep {
+			users[user.Sheep] += one.UUID
+		}
+	}
+	if want := map[string]string{"b": "GPU-a", "c": "GPU-b"}; !maps.Equal(users, want) {
+		t.Errorf("the keeper knows %v, want %v", users, want)
+	}
+
+	// One that waits for its GPU moves no other sheep, whose lease has its GPUs, lost or not.
+	driver(`echo '{"driver":"1","gpus":[{"index":0,"uuid":"GPU-a"},{"index":1,"uuid":"GPU-b"},{"index":2,"lost":true}]}'`)
+	g = open(counting("a", "b", "c"))
+	has(g, map[string]string{"b": "GPU-a", "c": "GPU-b"})
+	driver(`echo '{"driver":"1","gpus":[{"index":0,"uuid":"GPU-a","lost":true},{"index":1,"uuid":"GPU-b"},{"index":2,"uuid":"GPU-c"}]}'`)
+	if _, err := g.grantsOf(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	has(g, map[string]string{"a": "GPU-c", "b": "GPU-a", "c": "GPU-b"})
+	answers("GPU-a", "GPU-b", "GPU-c")
+
+	g = open(counting("a", "b", "c"))
+	has(g, map[string]string{"a": "GPU-c", "b": "GPU-a", "c": "GPU-b"})
+	driver("exit 4")
+	restore := g.undo()
+	allot(g, "a", "b", "c")
+	has(g, map[string]string{"a": "GPU-c", "b": "GPU-a", "c": "GPU-b"})
+	allot(g, "c")
+	restore()
+	has(g, map[string]string{"a": "GPU-c", "b": "GPU-a", "c": "GPU-b"})
+}
+
 func TestXidRules(t *testing.T) {
 	rules := xidRules(map[string]config.Xid{
 		"31": {Action: "ignore"}, "13": {Action: "retire", Text: "broken for certain"}, "998": {Action: "fail_job"},
@@ -112,6 +218,27 @@ func TestXidRules(t *testing.T) {
 	} {
 		if rules[code] != want {
 			t.Errorf("Xid %d: %+v, want %+v", code, rules[code], want)
+		}
+	}
+}
+
+// TestNeededAfterReload has a reload change which models are preloaded: their images are
+// the ones to keep.
+func TestNeededAfterReload(t *testing.T) {
+	preloading := func(name string) *config.Config {
+		return &config.Config{Sheep: []config.Sheep{{Name: "a", Preload: job.Model{Name: name, Version: "1"}}, {Name: "b"}}}
+	}
+	l, err := sqlite.Open(t.Context(), sqlite.Config{Path: filepath.Join(t.TempDir(), "ledger.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	env := newEnvironment(preloading("old"), "node", l, nil, nil, slog.New(slog.DiscardHandler))
+	for _, name := range []string{"old", "new"} {
+		env.setPreloads(preloading(name))
+		models, err := env.needed(t.Context())
+		if want := (job.Model{Name: name, Version: "1"}); err != nil || len(models) != 1 || models[0] != want {
+			t.Errorf("got %v, %v, want %v", models, err, want)
 		}
 	}
 }

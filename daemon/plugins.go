@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/image"
@@ -20,7 +21,10 @@ type environment struct {
 	config *config.Config
 	node   string
 	needed func(context.Context) ([]job.Model, error)
-	gpus   *gpus // nil if a configuration is only checked
+	// preloads are the models that the sheep load without waiting for a job; a reload
+	// changes them.
+	preloads atomic.Pointer[[]job.Model]
+	gpus     *gpus // nil if a configuration is only checked
 	// metrics of the sheep types; nil for none.
 	metrics *metrics.Metrics
 	log     *slog.Logger

@@ -105,7 +105,7 @@ func (r *reloader) apply(ctx context.Context) (result ReloadResult, err error) {
 		}
 	}()
 	current := r.now()
-	regranted, err := r.reallot(ctx, current, next, &undo)
+	regranted, err := r.reallot(ctx, next, &undo)
 	if err != nil {
 		return ReloadResult{}, err
 	}
@@ -137,6 +137,8 @@ func (r *reloader) apply(ctx context.Context) (result ReloadResult, err error) {
 		return ReloadResult{}, err
 	}
 	undo.add(func() { _ = r.listeners.setAccess(r.rules(current)) })
+	r.env.setPreloads(next)
+	undo.add(func() { r.env.setPreloads(current) })
 	for _, key := range current.Changes(next) {
 		if slices.Contains(liveKeys(), key) {
 			result.InEffect = append(result.InEffect, key)
@@ -183,13 +185,13 @@ func (r *reloader) rules(c *config.Config) config.API {
 
 // reallot assigns GPUs to the sheep again. regranted reports whether a sheep gets other GPUs
 // than before.
-func (r *reloader) reallot(ctx context.Context, current, next *config.Config, undo *closers) (regranted func(sheep string) bool, err error) {
+func (r *reloader) reallot(ctx context.Context, next *config.Config, undo *closers) (regranted func(sheep string) bool, err error) {
 	g := r.env.gpus
-	before := g.allGrants()
+	before, restore := g.allGrants(), g.undo()
 	if err := g.allot(ctx, next.Requests()); err != nil {
 		return nil, err
 	}
-	undo.add(func() { _ = g.allot(context.WithoutCancel(ctx), current.Requests()) })
+	undo.add(restore)
 	for _, request := range next.Requests() {
 		if request.Devices.Asks(gpu.NVIDIA) {
 			g.start()

@@ -17,16 +17,29 @@ import (
 
 // newEnvironment returns what sheep types are created from.
 func newEnvironment(cfg *config.Config, node string, l ledger.Ledger, gpus *gpus, m *metrics.Metrics, log *slog.Logger) *environment {
-	needed := func(ctx context.Context) ([]job.Model, error) {
+	env := &environment{config: cfg, node: node, gpus: gpus, metrics: m, log: log}
+	env.needed = func(ctx context.Context) ([]job.Model, error) {
 		models, err := shepherd.NeededModels(ctx, l)
-		for _, s := range cfg.Sheep {
-			if !s.Preload.IsZero() && !slices.Contains(models, s.Preload) {
-				models = append(models, s.Preload)
+		for _, m := range *env.preloads.Load() {
+			if !slices.Contains(models, m) {
+				models = append(models, m)
 			}
 		}
 		return models, err
 	}
-	return &environment{config: cfg, node: node, needed: needed, gpus: gpus, metrics: m, log: log}
+	env.setPreloads(cfg)
+	return env
+}
+
+// setPreloads takes the preloads from the sheep of a configuration.
+func (env *environment) setPreloads(cfg *config.Config) {
+	var models []job.Model
+	for _, s := range cfg.Sheep {
+		if !s.Preload.IsZero() {
+			models = append(models, s.Preload)
+		}
+	}
+	env.preloads.Store(&models)
 }
 
 // createSheep creates the configured sheep, and the drivers of all sheep types by name.

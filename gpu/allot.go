@@ -15,6 +15,11 @@ type Request struct {
 	Devices Devices
 	// Shared allows other sheep with Shared to have the same GPUs.
 	Shared bool
+	// Had are the names of the GPUs that the sheep was granted by count before. It is
+	// granted them again if possible, because its runner may be using them.
+	Had []string
+	// Fixed are its grants if they must not change.
+	Fixed []Grant
 }
 
 // Grant is a GPU, or a MIG instance of one, that is granted to a sheep.
@@ -72,10 +77,10 @@ func Conflicts(requests []Request) []*Problem {
 	return found
 }
 
-// conflict finds the first of the earlier requests that has the device in question, as
-// the function has reports, unless both requests share it.
-func conflict(earlier []Request, r Request, has func(Request) (as string, _ bool)) *Problem {
-	for _, other := range earlier {
+// conflict finds the first of the other requests that has the device in question, as the
+// function has reports, unless both requests share it.
+func conflict(others []Request, r Request, has func(Request) (as string, _ bool)) *Problem {
+	for _, other := range others {
 		if other.Sheep == r.Sheep || r.Shared && other.Shared {
 			continue
 		}
@@ -114,16 +119,44 @@ func (d Device) overlaps(o Device) bool {
 
 // Allot decides which devices each sheep gets, by its name. It returns a *Problem for each
 // device that cannot be granted; the map may lack sheep with problems. The result depends
-// on the arguments only, so it is the same after a restart.
+// on the arguments only. Without problems that it does not have otherwise, sheep have again
+// what they Had.
 func Allot(requests []Request, m Machine) (map[string][]Grant, []*Problem) {
+	grants, problems := allot(requests, m)
+	if len(problems) == 0 || !slices.ContainsFunc(requests, func(r Request) bool { return len(r.Had) > 0 }) {
+		return grants, problems
+	}
+	anew := slices.Clone(requests)
+	for i := range anew {
+		anew[i].Had = nil
+	}
+	if other, fewer := allot(anew, m); len(fewer) < len(problems) {
+		return other, fewer
+	}
+	return grants, problems
+}
+
+func allot(requests []Request, m Machine) (map[string][]Grant, []*Problem) {
 	a := allotment{Machine: m, requests: requests, grants: make(map[string][]Grant)}
-	for i, r := range requests {
-		a.list(i, r)
+	for _, r := range requests {
+		if len(r.Fixed) > 0 {
+			a.grants[r.Sheep] = slices.Clone(r.Fixed)
+		}
+	}
+	for _, r := range requests {
+		if len(r.Fixed) == 0 {
+			a.list(r)
+		}
+	}
+	for _, r := range requests {
+		if len(a.grants[r.Sheep]) == 0 {
+			a.again(r)
+		}
 	}
 	// Sheep that share can be placed on the same GPUs, so they come last.
 	for _, shared := range []bool{false, true} {
 		for _, r := range requests {
-			if r.Devices.Count > 0 && r.Shared == shared {
+			if r.Devices.Count > 0 && r.Shared == shared && len(a.grants[r.Sheep]) == 0 {
 				a.count(r)
 			}
 		}
@@ -160,7 +193,7 @@ func (a *allotment) wrong(sheep string, later bool, format string, args ...any) 
 }
 
 // list grants a sheep the devices that it lists.
-func (a *allotment) list(i int, r Request) {
+func (a *allotment) list(r Request) {
 	for _, d := range r.Devices.List {
 		grants, problem := a.find(d)
 		if problem != nil {
@@ -169,7 +202,7 @@ func (a *allotment) list(i int, r Request) {
 			continue
 		}
 		for _, g := range grants {
-			p := conflict(a.requests[:i], r, func(other Request) (string, bool) {
+			p := conflict(a.requests, r, func(other Request) (string, bool) {
 				for _, o := range a.grants[other.Sheep] {
 					if g.overlaps(o) {
 						return o.Device.String(), true
@@ -248,7 +281,7 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	if d.All() {
 		grants := inv.all()
 		if len(grants) == 0 {
-			return nil, &Problem{Text: fmt.Sprintf("%s asks for all GPUs, but %s", d, inv.there())}
+			return nil, &Problem{Text: fmt.Sprintf("%s asks for all GPUs, but %s", d, inv.there()), Later: inv.broken() > 0}
 		}
 		return grants, nil
 	}
@@ -306,6 +339,16 @@ func (inv *Inventory) all() []Grant {
 	return grants
 }
 
+// broken returns how many GPUs do not answer.
+func (inv *Inventory) broken() (n int) {
+	for _, g := range inv.GPUs {
+		if g.UUID == "" || g.Lost {
+			n++
+		}
+	}
+	return n
+}
+
 // there lists the machine's GPUs for a message.
 func (inv *Inventory) there() string {
 	var list []string
@@ -352,16 +395,24 @@ func (a *allotment) whole() []Grant {
 	return grants
 }
 
-// count grants a sheep the requested number of GPUs: those that the fewest sheep have.
-func (a *allotment) count(r Request) {
-	whole := a.whole()
-	if a.Inventory == nil && len(whole) == 0 {
-		a.wrong(r.Sheep, true, "%s cannot be chosen, because neither NVIDIA's driver nor a CDI spec lists any GPU", r.Devices)
+// again grants a sheep the GPUs that it Had, if these are as many as it requests and all
+// can be granted.
+func (a *allotment) again(r Request) {
+	if r.Devices.Count == 0 || len(r.Had) != r.Devices.Count {
 		return
 	}
-	var free []Grant
-	holders := make(map[Device]int)
-	for _, g := range whole {
+	free, _ := a.free(r)
+	free = slices.DeleteFunc(free, func(g Grant) bool { return !slices.Contains(r.Had, g.Device.Name) })
+	if len(free) == r.Devices.Count {
+		a.grants[r.Sheep] = free
+	}
+}
+
+// free returns the GPUs that the sheep may be granted by count, in order, and how many
+// other sheep have each.
+func (a *allotment) free(r Request) (free []Grant, holders map[Device]int) {
+	holders = make(map[Device]int)
+	for _, g := range a.whole() {
 		taken := false
 		for _, other := range a.requests {
 			if other.Sheep != r.Sheep && slices.ContainsFunc(a.grants[other.Sheep], g.overlaps) {
@@ -373,11 +424,39 @@ func (a *allotment) count(r Request) {
 			free = append(free, g)
 		}
 	}
-	if len(free) < r.Devices.Count {
-		a.wrong(r.Sheep, false, "asks for %s, but only %d of %d whole GPUs are not given to other sheep", r.Devices, len(free), len(whole))
+	return free, holders
+}
+
+// count grants a sheep the requested number of GPUs: of those that it Had, and then those
+// that the fewest sheep have.
+func (a *allotment) count(r Request) {
+	whole := len(a.whole())
+	if a.Inventory == nil && whole == 0 {
+		a.wrong(r.Sheep, true, "%s cannot be chosen, because neither NVIDIA's driver nor a CDI spec lists any GPU", r.Devices)
 		return
 	}
-	slices.SortStableFunc(free, func(x, y Grant) int { return cmp.Compare(holders[x.Device], holders[y.Device]) })
+	free, holders := a.free(r)
+	if len(free) < r.Devices.Count {
+		broken := 0
+		if a.Inventory != nil {
+			broken = a.Inventory.broken()
+		}
+		text := fmt.Sprintf("asks for %s, but only %d of %d whole GPUs are not given to other sheep", r.Devices, len(free), whole)
+		if broken > 0 {
+			text += fmt.Sprintf("; GPUs that do not answer: %d (look at dmesg; nvidia-smi --gpu-reset, or restart the machine)", broken)
+		}
+		a.wrong(r.Sheep, len(free)+broken >= r.Devices.Count, "%s", text)
+		return
+	}
+	slices.SortStableFunc(free, func(x, y Grant) int {
+		if had := slices.Contains(r.Had, x.Device.Name); had != slices.Contains(r.Had, y.Device.Name) {
+			if had {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(holders[x.Device], holders[y.Device])
+	})
 	chosen := free[:r.Devices.Count]
 	slices.SortStableFunc(chosen, func(x, y Grant) int {
 		if x.GPU == nil {

@@ -101,7 +101,11 @@ func TestAllot(t *testing.T) {
 			"sheep b: devices: nvidia.com/gpu=2:0 is given to sheep a as well (as nvidia.com/gpu=MIG-0000); give it to one of them, or set `shared: true` for both"}},
 		"by count, of those that are left": {known, []string{"a: {count: 1}", "b: [nvidia.com/gpu=0]"}, []string{"a: nvidia.com/gpu=GPU-bbbb@GPU-bbbb", "b: nvidia.com/gpu=0@GPU-aaaa"}},
 		"by count, too many": {known, []string{"a: {count: 2}", "b: [nvidia.com/gpu=0]"}, []string{"b: nvidia.com/gpu=0@GPU-aaaa",
-			"sheep a: devices: asks for any 2 GPUs, but only 1 of 2 whole GPUs are not given to other sheep"}},
+			"sheep a: devices: asks for any 2 GPUs, but only 1 of 2 whole GPUs are not given to other sheep; GPUs that do not answer: 1 (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (later)"}},
+		"by count, more than there are": {known, []string{"a: {count: 4}"}, []string{
+			"sheep a: devices: asks for any 4 GPUs, but only 2 of 2 whole GPUs are not given to other sheep; GPUs that do not answer: 1 (look at dmesg; nvidia-smi --gpu-reset, or restart the machine)"}},
+		"all, of which none answers": {Machine{Inventory: &Inventory{GPUs: []GPU{{Index: 0, State: State{Lost: true}}}}}, []string{"a: all"}, []string{
+			"sheep a: devices: nvidia.com/gpu=all asks for all GPUs, but the machine has 0 (which does not answer) (later)"}},
 		"by count, shared": {known, []string{"a: {count: 1} shared", "b: {count: 1} shared", "c: {count: 2} shared", "d: [nvidia.com/gpu=1] shared"},
 			[]string{"a: nvidia.com/gpu=GPU-aaaa@GPU-aaaa", "b: nvidia.com/gpu=GPU-aaaa@GPU-aaaa", "c: nvidia.com/gpu=GPU-aaaa@GPU-aaaa nvidia.com/gpu=GPU-bbbb@GPU-bbbb", "d: nvidia.com/gpu=1@GPU-bbbb"}},
 		"without a driver": {Machine{}, []string{"a: [/dev/nvidia0, nvidia.com/gpu=GPU-aaaa]", "b: [/dev/nvidia0]", "c: all", "d: {count: 1}"}, []string{
@@ -135,6 +139,45 @@ func TestAllot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			grants, problems := Allot(ask(t, c.requests...), c.machine)
+			if got := outcome(grants, problems); !slices.Equal(got, c.want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+			}
+		})
+	}
+}
+
+// By count, sheep keep what they had if everybody can have what they ask for then.
+func TestAllotAgain(t *testing.T) {
+	machine := func(lost ...int) Machine {
+		inv := &Inventory{}
+		for i, uuid := range []string{"GPU-a", "GPU-b", "GPU-c"} {
+			inv.GPUs = append(inv.GPUs, GPU{Index: i, Minor: i, UUID: uuid, State: State{Lost: slices.Contains(lost, i)}})
+		}
+		return Machine{Inventory: inv}
+	}
+	for name, c := range map[string]struct {
+		machine  Machine
+		requests []string
+		had      map[string][]string
+		want     []string
+	}{
+		"a new sheep": {machine(), []string{"a: {count: 1}", "b: {count: 1}", "c: {count: 1}"}, map[string][]string{"b": {"GPU-a"}, "c": {"GPU-b"}},
+			[]string{"a: nvidia.com/gpu=GPU-c@GPU-c", "b: nvidia.com/gpu=GPU-a@GPU-a", "c: nvidia.com/gpu=GPU-b@GPU-b"}},
+		"one asks for more": {machine(), []string{"a: {count: 1}", "b: {count: 2}"}, map[string][]string{"a": {"GPU-a"}, "b": {"GPU-b"}},
+			[]string{"a: nvidia.com/gpu=GPU-a@GPU-a", "b: nvidia.com/gpu=GPU-b@GPU-b nvidia.com/gpu=GPU-c@GPU-c"}},
+		"a lost one, of which nobody else is moved": {machine(0), []string{"a: {count: 1}", "b: {count: 1}"}, map[string][]string{"a": {"GPU-a"}, "b": {"GPU-b"}},
+			[]string{"a: nvidia.com/gpu=GPU-c@GPU-c", "b: nvidia.com/gpu=GPU-b@GPU-b"}},
+		"one that is listed now": {machine(), []string{"a: {count: 1}", "b: [/dev/nvidia0]"}, map[string][]string{"a": {"GPU-a"}},
+			[]string{"a: nvidia.com/gpu=GPU-b@GPU-b", "b: /dev/nvidia0@GPU-a"}},
+		"in the way of others": {machine(2), []string{"a: {count: 1} shared", "b: {count: 1} shared", "c: {count: 1}"}, map[string][]string{"a": {"GPU-a"}, "b": {"GPU-b"}},
+			[]string{"a: nvidia.com/gpu=GPU-b@GPU-b", "b: nvidia.com/gpu=GPU-b@GPU-b", "c: nvidia.com/gpu=GPU-a@GPU-a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			requests := ask(t, c.requests...)
+			for i := range requests {
+				requests[i].Had = c.had[requests[i].Sheep]
+			}
+			grants, problems := Allot(requests, c.machine)
 			if got := outcome(grants, problems); !slices.Equal(got, c.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
@@ -214,6 +257,7 @@ func TestAllotGivesOnce(t *testing.T) {
 			r := Request{Sheep: fmt.Sprint("sheep", i), Shared: rapid.Bool().Draw(t, "shared")}
 			if rapid.Bool().Draw(t, "counted") {
 				r.Devices.Count = rapid.IntRange(1, 3).Draw(t, "count")
+				r.Had = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"GPU-0", "GPU-1", "GPU-2", "GPU-3"}), 0, 3, rapid.ID).Draw(t, "had")
 			} else {
 				for _, n := range rapid.SliceOfNDistinct(name, 1, 3, rapid.ID).Draw(t, "names") {
 					r.Devices.List = append(r.Devices.List, nvidia(n))

@@ -405,8 +405,12 @@ func (h *Handle) settle(ctx context.Context) (Exit, error) {
 	// lock.
 	ending, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	if AwaitEnd(ending, h.path) != nil && ctx.Err() == nil {
+	switch err := AwaitEnd(ending, h.path); {
+	case err == nil || ctx.Err() != nil:
+	case ending.Err() != nil:
 		return Exit{}, ErrSuperseded
+	default: // nobody has taken over; for example, this process has no descriptor left
+		return Exit{}, err
 	}
 	settled, err := Settle(ctx, h.path, h.log)
 	switch {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/iterait/shepherd/messenger"
 )
 
@@ -177,11 +179,6 @@ func (l *line) reconnect() net.Conn {
 	if l.user.over() {
 		return nil
 	}
-	folder, err := OpenFolder(l.path)
-	if err != nil {
-		return nil // the directory was removed
-	}
-	defer folder.Close()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() { // ends with ctx
@@ -191,6 +188,11 @@ func (l *line) reconnect() net.Conn {
 		case <-ctx.Done():
 		}
 	}()
+	folder := l.open(ctx)
+	if folder == nil {
+		return nil
+	}
+	defer folder.Close()
 	var warned time.Time
 	for wait := time.Millisecond; ctx.Err() == nil; wait = min(2*wait, maxReconnectWait) {
 		if free, err := folder.TryLock(); free || err != nil {
@@ -210,6 +212,22 @@ func (l *line) reconnect() net.Conn {
 		}
 	}
 	return nil
+}
+
+// open opens the life's directory. While this process has no descriptor left it waits. It
+// returns nil if the directory was removed, or ctx ends.
+func (l *line) open(ctx context.Context) *Folder {
+	for {
+		folder, err := OpenFolder(l.path)
+		if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+			return folder // nil with an error
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(maxReconnectWait):
+		}
+	}
 }
 
 // redial tries to connect once. It returns nil without an error if hangUp was called

@@ -210,3 +210,16 @@ func TestStartTellsWhatWentWrong(t *testing.T) {
 		}
 	}
 }
+
+// TestWaitUnknown has nobody know what became of a shim: another daemon is not blamed.
+func TestWaitUnknown(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "life")
+	if err := os.WriteFile(path, nil, 0o600); err != nil { // instead of the directory
+		t.Fatal(err)
+	}
+	h := makeHandle(path, slog.New(slog.DiscardHandler))
+	go h.line.run(nil)
+	if exit, err := h.Wait(t.Context()); err == nil || errors.Is(err, ErrSuperseded) {
+		t.Errorf("got %+v, %v", exit, err)
+	}
+}

@@ -44,7 +44,7 @@ func ownAll(recs []job.Record) []job.Record {
 // that a concurrent change that found them unneeded (a removal, a new run) conflicts.
 func (l *Ledger) createAll(ctx context.Context, recs []job.Record, key string) (created []job.Record, err error) {
 	var rows []*lifecycle.Row
-	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	err = l.transact(ctx, func(tx pgx.Tx) error {
 		there, needed, m, err := l.lockFor(ctx, tx, recs)
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,8 @@ type database struct {
 	pool *pgxpool.Pool
 	db   querier // the pool
 
-	prepares   bool // statements that are sent often
+	idle       time.Duration // idleInTransaction
+	prepares   bool          // statements that are sent often
 	named      named
 	statements atomic.Int64 // that were sent
 
@@ -75,6 +77,17 @@ func (d *database) endCalls() {
 	d.closed = true
 	d.mu.Unlock()
 	d.calls.Wait()
+}
+
+// idleInTransaction is how long the server waits for the next statement of a transaction. A
+// node that loses its power or its network in the middle of one would otherwise keep the
+// locks of it from all others until the server notices, which can take hours.
+const idleInTransaction = 5 * time.Second
+
+// transact runs do in a transaction of several statements.
+func (d *database) transact(ctx context.Context, do func(tx pgx.Tx) error) error {
+	begin := fmt.Sprintf("BEGIN; SET LOCAL idle_in_transaction_session_timeout = %d", d.idle.Milliseconds())
+	return pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{BeginQuery: begin}, do)
 }
 
 // querier is what statements are sent by: the pool, or one transaction.

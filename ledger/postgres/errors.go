@@ -129,6 +129,7 @@ func transient(err error) bool {
 		case "40001", "40P01", // serialization failure, deadlock
 			"57P01", "57P02", "57P03", "57P05", // shut down, crashed, starting, idle for too long
 			"25006", // the primary became a standby
+			"25P03", // the transaction was idle for too long, for example while this machine was suspended
 			"26000", // the prepared statement was dropped
 			"53300": // too many connections
 			return true

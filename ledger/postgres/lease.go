@@ -134,10 +134,15 @@ func (l *lease) expire() {
 	s := &l.ledger.leases
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.byNode[l.node] == l {
-		l.ledger.cfg.Log.Error("The node's lease in the ledger could not be renewed in time", "node", l.node)
-		l.lose()
+	if s.byNode[l.node] != l {
+		return
 	}
+	if left := time.Until(l.asked.Add(l.ledger.cfg.safeLease())); left > 0 { // renewed while this waited for s.mu
+		l.expiry.Reset(left)
+		return
+	}
+	l.ledger.cfg.Log.Error("The node's lease in the ledger could not be renewed in time", "node", l.node)
+	l.lose()
 }
 
 // close ends all leases.

@@ -3,11 +3,13 @@ package postgres
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -117,8 +119,8 @@ func TestLeaseLost(t *testing.T) {
 	}
 	for _, l := range []*Ledger{second, first} {
 		l.maintenance.stop() // to renew now
-		l.maintenance.renewed = time.Time{}
-		if err := l.maintenance.pulse(t.Context()); err != nil {
+		l.maintenance.pulse.renewed = time.Time{}
+		if err := l.maintenance.pulse.beat(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -415,4 +417,128 @@ func TestNodeLostForSeveral(t *testing.T) {
 	if held, err := slow.Held(ctx, "dead"); err != nil || len(held) > 0 {
 		t.Errorf("it still holds %v, %v", held, err)
 	}
+}
+
+// TestPulseBesideWork has maintenance take long: leases are renewed, and the database is
+// polled for changes, all the same.
+func TestPulseBesideWork(t *testing.T) {
+	url := newDatabase(t)
+	working, resume := make(chan struct{}), make(chan struct{})
+	cfg := quiet(url, url)
+	cfg.Poll = 10 * time.Millisecond
+	begun := sync.OnceFunc(func() { close(working) })
+	cfg.Retention = func(job.Record) time.Duration { // called when maintenance fails the job
+		begun()
+		<-resume
+		return 0
+	}
+	l := mustOpen(t, cfg)
+	defer close(resume)
+	ctx := t.Context()
+	lease, err := l.Join(ctx, "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := mustOpen(t, quiet(url, url))
+	other.bell.notify = func(context.Context) error { return nil } // l learns of its changes by polling
+	if _, err := l.Create(ctx, job.Record{ID: "late", Model: red, WaitUntil: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	<-working
+	changed := l.Changed()
+	if _, err := other.Create(ctx, job.Record{ID: "new", Model: red}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	case <-lease.Lost():
+		t.Fatal("the lease is lost")
+	case <-time.After(time.Minute):
+		t.Fatal("the database is not polled while maintenance is busy")
+	}
+}
+
+// TestDeadConnections has the network lose all connections without a word: the first pulse
+// that gets no answer has them closed, so that the next one need not wait for each.
+func TestDeadConnections(t *testing.T) {
+	url := newDatabase(t)
+	p := newProxy(t, url)
+	cfg := quiet(p.url, url)
+	l := mustOpen(t, cfg)
+	l.maintenance.stop()
+	var idle []*pgxpool.Conn
+	for range 3 {
+		conn, err := l.pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle = append(idle, conn)
+	}
+	for _, conn := range idle {
+		conn.Release()
+	}
+	p.muteAll()
+	defer p.cutAll()                     // closing them politely takes long
+	l.cfg.Lease = 300 * time.Millisecond // so that a pulse does not wait for long
+	if err := l.maintenance.pulse.beat(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Fatalf("a pulse without an answer: %v", err)
+	}
+	l.cfg.Lease = longLease
+	if err := l.maintenance.pulse.beat(t.Context()); err != nil {
+		t.Errorf("the next pulse: %v", err)
+	}
+}
+
+// TestRenewedAtTheEnd has a lease be renewed at the moment its time is over.
+func TestRenewedAtTheEnd(t *testing.T) {
+	url := newDatabase(t)
+	l := mustOpen(t, quiet(url, url))
+	joined, err := l.Join(t.Context(), "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	joined.(*lease).expire() // the timer's call, which waited for the renewal
+	select {
+	case <-joined.Lost():
+		t.Error("the lease is lost although it was just renewed")
+	default:
+	}
+}
+
+// TestPowerLostInATransaction has a node lose its power while it makes a claim under a limit,
+// and so has the lock of such claims: other nodes get it.
+func TestPowerLostInATransaction(t *testing.T) {
+	url := newDatabase(t)
+	p := newProxy(t, url)
+	limited := func(url string) Config {
+		rule, err := job.ParseRule("red")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := quiet(url, url)
+		cfg.Policy = ledger.Policy{Models: []ledger.ModelLimit{{Models: rule, MaxRunning: 1}}}
+		return cfg
+	}
+	cfg := limited(p.url)
+	cfg.DirectURL = url
+	dead, alive := mustOpen(t, cfg), mustOpen(t, limited(url))
+	dead.idle = 100 * time.Millisecond
+	dead.maintenance.stop() // of which no statement is to meet the fault
+	dead.bell.notify = func(context.Context) error { return nil }
+	if _, err := alive.Create(t.Context(), job.Record{ID: "job", Model: red}); err != nil {
+		t.Fatal(err)
+	}
+	p.arm(4, powerLost) // bounds, begin, lock, bounds
+	claiming := make(chan struct{})
+	go func() {
+		defer close(claiming)
+		_, _ = dead.Claim(t.Context(), ledger.Slot{Node: "dead", Sheep: "a"}) // the power is back when it ends
+	}()
+	<-p.gone
+	claim, err := alive.Claim(t.Context(), ledger.Slot{Node: "alive", Sheep: "a"})
+	if err != nil || claim == nil {
+		t.Errorf("Claim = %v, %v", claim, err)
+	}
+	p.cutAll()
+	<-claiming
 }

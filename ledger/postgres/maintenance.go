@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -29,40 +28,51 @@ const longestSweep = time.Minute
 // maxClosed is how much the ledger ages at most while no node has it open.
 const maxClosed = 24 * time.Hour
 
-// maintenance is the ledger's background work, in a goroutine of its own: it renews leases,
-// polls for changes whose notification was lost, makes delayed jobs claimable, fails those
-// that waited too long, releases the claims of nodes whose leases have ended, and removes
-// what is no longer kept. Every node runs it; each statement is safe to run concurrently.
+// maintenance is the ledger's background work, in a goroutine of its own: it makes delayed
+// jobs claimable, fails those that waited too long, releases the claims of nodes whose leases
+// have ended, and removes what is no longer kept. Every node runs it; each statement is safe
+// to run concurrently.
 type maintenance struct {
 	l     *Ledger
+	pulse *pulse
 	woken chan struct{}
 	quit  context.CancelFunc
 	done  sync.WaitGroup
 
-	mu        sync.Mutex
+	mu sync.Mutex
+	todo
+
+	// Only the goroutine touches these.
+	swept   time.Time // when the ledger was swept last
+	failing bool
+}
+
+// todo is the work that there may be.
+type todo struct {
 	nextTimer time.Time // when jobs' time comes next, by this machine's clock; zero for never
 	endings   int       // of runs, since the last sweep
 	events    int       // recorded since the last sweep
 	unknown   []unknownClaim
 	handBacks []*ledger.Claim
-	blocked   bool // there are jobs that are after others which have not ended
-	unsettled bool // one of these may have ended since they were looked at
-
-	// Only the goroutine touches these.
-	renewed   time.Time // when leases were renewed last
-	swept     time.Time // when the ledger was swept last
-	lastEvent int64     // the last number of an event that was seen
-	failing   bool
+	blocked   bool     // there are jobs that are after others which have not ended
+	unsettled bool     // one of these may have ended since they were looked at
+	lapsed    []string // other nodes whose leases have ended
+	fold      bool     // the tally has many rows
 }
 
 // unknownClaim is a claim whose outcome is unknown.
 type unknownClaim struct{ node, key string }
 
-func newMaintenance(l *Ledger) *maintenance { return &maintenance{l: l, woken: make(chan struct{}, 1)} }
+func newMaintenance(l *Ledger) *maintenance {
+	m := &maintenance{l: l, woken: make(chan struct{}, 1)}
+	m.pulse = &pulse{m: m}
+	return m
+}
 
 func (m *maintenance) start() {
 	ctx, quit := context.WithCancel(context.Background())
 	m.quit = quit
+	m.done.Go(func() { m.pulse.run(ctx) })
 	m.done.Go(func() { m.run(ctx) })
 }
 
@@ -144,8 +154,19 @@ func (m *maintenance) handBack(claim *ledger.Claim) {
 	m.handBacks = append(m.handBacks, claim)
 }
 
+// found stores what a pulse found to do. next is a time of the server's clock, which is now.
+func (m *maintenance) found(now time.Time, next *time.Time, blocked, unsettled bool, lapsed []string, fold bool) {
+	m.setNext(now, next)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.blocked, m.unsettled = blocked, m.unsettled || unsettled
+	m.lapsed, m.fold = lapsed, fold
+	if m.unsettled || len(lapsed) > 0 || fold || next != nil {
+		m.wake()
+	}
+}
+
 func (m *maintenance) run(ctx context.Context) {
-	var polled time.Time
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -155,12 +176,8 @@ func (m *maintenance) run(ctx context.Context) {
 		case <-timer.C:
 		case <-m.woken:
 		}
-		poll := time.Since(polled) >= m.l.cfg.Poll
-		if poll {
-			polled = time.Now()
-		}
-		m.report(m.work(ctx, poll))
-		rest := time.Until(polled.Add(m.l.cfg.Poll))
+		m.report(m.work(ctx))
+		rest := m.l.cfg.Poll
 		m.mu.Lock()
 		if !m.nextTimer.IsZero() && !m.failing {
 			rest = min(rest, time.Until(m.nextTimer))
@@ -175,30 +192,30 @@ func (m *maintenance) report(err error) {
 	switch {
 	case err == nil && m.failing:
 		m.failing = false
-		m.l.cfg.Log.Info("The ledger's database answers again", "server", m.l.server)
+		m.l.cfg.Log.Info("The ledger is maintained again", "server", m.l.server)
 	case err != nil && !errors.Is(err, context.Canceled) && !m.failing:
 		m.failing = true
-		m.l.cfg.Log.Warn("Cannot renew leases, run timers or remove what is no longer kept; it is tried again",
+		m.l.cfg.Log.Warn("Cannot run timers, take back the jobs of lost nodes or remove what is no longer kept; it is tried again",
 			slog.Any("error", explain(m.l.server, "maintain the ledger", err)))
 	}
 }
 
 // work does what is due now.
-func (m *maintenance) work(ctx context.Context, poll bool) error {
-	if poll {
-		if err := once(ctx, m.pulse); err != nil {
-			return err
-		}
-		if err := once(ctx, m.settleClaims); err != nil {
-			return err
-		}
+func (m *maintenance) work(ctx context.Context) error {
+	if err := once(ctx, m.settleClaims); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	timers := !m.nextTimer.IsZero() && !time.Now().Before(m.nextTimer)
-	unsettled := m.unsettled
-	m.unsettled = false
-	sweep := m.sweepDue() || time.Since(m.swept) >= m.sweepEvery()
+	unsettled, lapsed := m.unsettled, m.lapsed
+	m.unsettled, m.lapsed = false, nil
+	sweep := m.fold || m.sweepDue() || time.Since(m.swept) >= m.sweepEvery()
 	m.mu.Unlock()
+	for _, node := range lapsed {
+		if err := once(ctx, func(ctx context.Context) error { return m.takeBack(ctx, node) }); err != nil {
+			return err // the next pulse finds it again
+		}
+	}
 	if timers {
 		if err := once(ctx, m.runTimers); err != nil {
 			return err
@@ -206,7 +223,7 @@ func (m *maintenance) work(ctx context.Context, poll bool) error {
 	}
 	if unsettled {
 		if err := once(ctx, m.settle); err != nil {
-			return err // the next pulse sees it again
+			return err // the next pulse finds it again
 		}
 	}
 	if sweep {
@@ -218,53 +235,6 @@ func (m *maintenance) work(ctx context.Context, poll bool) error {
 // sweepEvery is the interval between the sweeps of a ledger with few changes.
 func (m *maintenance) sweepEvery() time.Duration {
 	return min(max(min(m.l.cfg.Keep, m.l.cfg.EventKeep)/64, time.Second), longestSweep)
-}
-
-// pulse renews leases that are due for it, and asks what there is to do.
-func (m *maintenance) pulse(ctx context.Context) error {
-	asked := time.Now()
-	nodes, generations := m.l.leases.list()
-	mine, renew := nodes, asked.Sub(m.renewed) >= m.l.cfg.renewEvery()
-	if !renew {
-		nodes, generations = []string{}, []int64{}
-	}
-	var moment lifecycle.Moment
-	var renewed, lapsed, draining []string
-	var last, rows int64
-	var next *time.Time
-	var blocked, unsettled bool
-	_, err := m.l.queryOne(ctx, queryPulse, pgx.NamedArgs{"names": nodes, "generations": generations, "lease": m.l.cfg.Lease.Microseconds()},
-		&moment.Now, &moment.Age, &renewed, &last, &next, &blocked, &unsettled, &lapsed, &draining, &rows)
-	if err != nil {
-		return err
-	}
-	m.mu.Lock()
-	m.blocked, m.unsettled = blocked, m.unsettled || unsettled
-	m.mu.Unlock()
-	if renew {
-		m.renewed = asked
-		m.l.leases.renewed(asked, nodes, generations, renewed)
-	}
-	if m.l.leases.setDraining(draining) || last > m.lastEvent || m.l.eventLog.horizon.waiting() {
-		m.lastEvent = last
-		m.l.bell.ring()
-	}
-	m.l.clock.set(moment)
-	m.setNext(moment.Now, next)
-	if len(mine) > 0 {
-		for _, node := range lapsed {
-			if slices.Contains(mine, node) {
-				continue
-			}
-			if err := m.takeBack(ctx, node); err != nil {
-				return err
-			}
-		}
-	}
-	if rows > foldAbove {
-		return m.sweep(ctx)
-	}
-	return nil
 }
 
 // setNext sets the timer to a time of the server's clock, which is now.
@@ -391,7 +361,7 @@ func (m *maintenance) keepAge(ctx context.Context) error {
 func (m *maintenance) sweep(ctx context.Context) error {
 	elapsed := time.Since(m.swept)
 	m.mu.Lock()
-	m.endings, m.events = 0, 0
+	m.endings, m.events, m.fold = 0, 0, false
 	m.mu.Unlock()
 	settled := m.l.eventLog.horizon.number()
 	for {

@@ -58,7 +58,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 
 // newLedger is a ledger without connections.
 func newLedger(cfg Config, server string) *Ledger {
-	db := &database{server: server, retryFor: cfg.RetryFor}
+	db := &database{server: server, retryFor: cfg.RetryFor, idle: idleInTransaction}
 	l := &Ledger{
 		cfg: cfg, database: db, records: &records{db}, eventLog: &eventLog{database: db}, deliveries: &deliveries{db},
 		clock: clock{keep: momentKept}, claiming: make(chan struct{}, 1),
@@ -73,7 +73,7 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 		if listening, err = l.bell.connect(ctx); err != nil {
 			return err
 		}
-		if err = migrate(ctx, listening, l.server); err == nil {
+		if err = migrate(ctx, listening, l.server, l.cfg.Log); err == nil {
 			l.prepares, err = l.canPrepare(ctx, listening)
 		}
 		if err != nil {
@@ -100,7 +100,7 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	if err := l.retry(ctx, l.maintenance.keepAge); err != nil {
 		return err
 	}
-	l.maintenance.lastEvent = l.eventLog.horizon.settled
+	l.maintenance.pulse.lastEvent = l.eventLog.horizon.settled
 	l.bell.start(listening, func(ctx context.Context) error {
 		return l.often(ctx, l.db, queryNotify, pgx.NamedArgs{"from": l.bell.me}, func(pgx.Rows) error { return nil })
 	})
@@ -164,6 +164,9 @@ func parse(source string) (*pgxpool.Config, error) {
 	if err != nil {
 		return nil, invalidURL(err)
 	}
+	if showsPassword(source, cfg.ConnConfig) {
+		return nil, &urlError{"its password has characters that must be percent-encoded (@ as %40, / as %2F)"}
+	}
 	if !strings.Contains(source, execMode) {
 		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
@@ -176,6 +179,13 @@ func parse(source string) (*pgxpool.Config, error) {
 	return cfg, nil
 }
 
+// showsPassword reports whether a part of the password was taken for the host or the
+// database, which errors and logs name.
+func showsPassword(source string, cfg *pgx.ConnConfig) bool {
+	return strings.LastIndex(cfg.Host, "@") > 0 || // one at the beginning is an abstract socket's
+		strings.Contains(cfg.Database, "@") && strings.Contains(source, "://") && !strings.Contains(source, "%40")
+}
+
 // invalidURL says what is wrong with a URL, without the URL.
 func invalidURL(err error) error {
 	var parse *pgconn.ParseConfigError
@@ -185,6 +195,9 @@ func invalidURL(err error) error {
 		reason = syntax.Err.Error()
 	} else if errors.As(err, &parse) && errors.Unwrap(parse) != nil {
 		reason = errors.Unwrap(parse).Error()
+	}
+	if strings.HasPrefix(reason, "missing \"=\"") { // goes on with the text, of a password perhaps
+		reason = "a value with a space must be in single quotes"
 	}
 	return &urlError{reason}
 }

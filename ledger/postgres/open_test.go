@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/url"
@@ -84,7 +85,7 @@ func TestMigrate(t *testing.T) {
 	if err != nil || left != 0 {
 		t.Fatalf("%d objects are left, %v", left, err)
 	}
-	if err := errors.Join(m.up(t.Context()), m.close()); err != nil {
+	if err := errors.Join(m.up(t.Context(), slog.New(slog.DiscardHandler)), m.close()); err != nil {
 		t.Fatal(err)
 	}
 	l := mustOpen(t, Config{URL: url})
@@ -102,6 +103,71 @@ func TestMigrate(t *testing.T) {
 	var newer *newerError
 	if !errors.As(err, &newer) || newer.schema != 99999 || !strings.Contains(err.Error(), name) {
 		t.Errorf("Open answered %v", err)
+	}
+}
+
+// TestMigrateBesideAnExport has a daemon migrate the tables while a long transaction reads
+// them: it waits, and the other daemons go on meanwhile.
+func TestMigrateBesideAnExport(t *testing.T) {
+	_, url := bare(t)
+	mustOpen(t, Config{URL: url}).Close()
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMigrator(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.provider.DownTo(t.Context(), 5); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.close(); err != nil {
+		t.Fatal(err)
+	}
+	connect := func() *pgx.Conn {
+		conn, err := pgx.Connect(t.Context(), url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close(context.Background()) })
+		return conn
+	}
+	export, other, watch := connect(), connect(), connect()
+	if _, err := export.Exec(t.Context(), `BEGIN; SELECT FROM shepherd.jobs`); err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error, 1)
+	go func() {
+		l, err := Open(t.Context(), Config{URL: url})
+		if err == nil {
+			err = l.Close()
+		}
+		opened <- err
+	}()
+	for waits := false; !waits; {
+		if err := watch.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'shepherd.jobs'::regclass AND NOT granted)`).Scan(&waits); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reading := make(chan error, 1)
+	go func() {
+		_, err := other.Exec(t.Context(), `SELECT FROM shepherd.jobs`)
+		reading <- err
+	}()
+	select {
+	case err := <-reading:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("other daemons wait for the export, too")
+	}
+	if _, err := export.Exec(t.Context(), `COMMIT`); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -127,13 +193,16 @@ func TestOpenErrors(t *testing.T) {
 		is   func(error) bool
 		want []string
 	}{
-		"unreachable":   {refused, errdefs.IsUnavailable, []string{"127.0.0.1:1/db", "check that it runs"}},
-		"no database":   {server.URL("nosuch"), errdefs.IsFailedPrecondition, []string{"nosuch", "create it"}},
-		"no permission": {strings.Replace(there, "user=postgres", "user=nobody", 1), errdefs.IsFailedPrecondition, []string{"no permission", "owned by the user"}},
-		"standby":       {standbyURL, errdefs.IsUnavailable, []string{"it is a standby", "target_session_attrs"}},
-		"no role":       {strings.Replace(there, "user=postgres", "user=nosuch", 1), errdefs.IsUnavailable, []string{"user and password"}},
-		"no URL":        {"postgres://user:secret@host:port/db", errdefs.IsInvalidArgument, []string{"postgres://USER@HOST/DATABASE"}},
-		"no setting":    {"postgres://user:secret@host/db?sslmode=sometimes", errdefs.IsInvalidArgument, []string{"sslmode"}},
+		"unreachable":           {refused, errdefs.IsUnavailable, []string{"127.0.0.1:1/db", "check that it runs"}},
+		"no database":           {server.URL("nosuch"), errdefs.IsFailedPrecondition, []string{"nosuch", "create it"}},
+		"no permission":         {strings.Replace(there, "user=postgres", "user=nobody", 1), errdefs.IsFailedPrecondition, []string{"no permission", "owned by the user"}},
+		"standby":               {standbyURL, errdefs.IsUnavailable, []string{"it is a standby", "target_session_attrs"}},
+		"no role":               {strings.Replace(there, "user=postgres", "user=nosuch", 1), errdefs.IsUnavailable, []string{"user and password"}},
+		"no URL":                {"postgres://user:secret@host:port/db", errdefs.IsInvalidArgument, []string{"postgres://USER@HOST/DATABASE"}},
+		"password with /":       {"postgres://user:12/secret@127.0.0.1:1/db", errdefs.IsInvalidArgument, []string{"percent-encoded"}},
+		"password with @":       {"postgres://user:x@secret@127.0.0.1:1/db", errdefs.IsInvalidArgument, []string{"percent-encoded"}},
+		"password with a space": {"user=user password=very secret host=127.0.0.1", errdefs.IsInvalidArgument, []string{"single quotes"}},
+		"no setting":            {"postgres://user:secret@host/db?sslmode=sometimes", errdefs.IsInvalidArgument, []string{"sslmode"}},
 	} {
 		_, err := Open(t.Context(), Config{URL: c.url, RetryFor: time.Millisecond})
 		if !c.is(err) {

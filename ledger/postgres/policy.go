@@ -96,7 +96,7 @@ func (l *Ledger) tryBounded(ctx context.Context, slot ledger.Slot, key string) (
 		return claimed{}, ctx.Err()
 	}
 	made := claimed{leased: true}
-	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	err = l.transact(ctx, func(tx pgx.Tx) error {
 		l.statements.Add(1)
 		if _, err := tx.Exec(ctx, queryClaimLock); err != nil {
 			return err

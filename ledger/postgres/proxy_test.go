@@ -3,6 +3,7 @@ package postgres
 import (
 	"encoding/binary"
 	"io"
+	"maps"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -20,6 +21,7 @@ const (
 	answerLost fault = "answer lost" // the server makes it, and the client does not learn of it
 	cutAnswer  fault = "cut answer"  // the client gets the beginning of the answer
 	sentLate   fault = "sent late"   // the server gets it when the client has long gone on
+	powerLost  fault = "power lost"  // the server makes it, and neither side hears of the other again
 )
 
 // proxy is between a ledger and the server, and cuts a connection at a statement.
@@ -33,6 +35,8 @@ type proxy struct {
 	fault fault // then
 	late  []func()
 	conns map[net.Conn]bool
+	mute  map[net.Conn]bool // answer no more
+	gone  chan struct{}     // closed when the power is lost
 	open  sync.WaitGroup
 }
 
@@ -46,7 +50,7 @@ func newProxy(t *testing.T, url string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: listener, to: filepath.Join(cfg.Host, ".s.PGSQL."+strconv.Itoa(int(cfg.Port))), conns: map[net.Conn]bool{}}
+	p := &proxy{listener: listener, to: filepath.Join(cfg.Host, ".s.PGSQL."+strconv.Itoa(int(cfg.Port))), conns: map[net.Conn]bool{}, mute: map[net.Conn]bool{}, gone: make(chan struct{})}
 	p.url = "postgres://" + cfg.User + "@" + listener.Addr().String() + "/" + cfg.Database + "?sslmode=disable"
 	p.open.Go(p.accept)
 	t.Cleanup(func() {
@@ -82,6 +86,13 @@ func (p *proxy) deliver() {
 	for _, send := range late {
 		send()
 	}
+}
+
+// muteAll has the connections of now answer no more, as if the network had lost them.
+func (p *proxy) muteAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mute = maps.Clone(p.conns)
 }
 
 // cutAll cuts all connections.
@@ -142,6 +153,11 @@ func (p *proxy) serve(client, server net.Conn) {
 		}
 		met := fault("")
 		p.mu.Lock()
+		if p.mute[client] {
+			p.mu.Unlock()
+			_, _ = io.Copy(io.Discard, client)
+			return
+		}
 		if p.left > 0 {
 			if p.left--; p.left == 0 {
 				met = p.fault
@@ -174,6 +190,12 @@ func (p *proxy) serve(client, server net.Conn) {
 				return
 			}
 			continue
+		}
+		if met == powerLost {
+			_, _ = until(server, 'Z', nil)
+			close(p.gone)
+			_, _ = io.Copy(io.Discard, client)
+			return
 		}
 		answer, err := until(server, 'Z', nil)
 		if err == nil && met == cutAnswer {

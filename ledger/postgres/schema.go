@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path"
 	"time"
 
@@ -36,7 +37,7 @@ func newest() (int64, error) {
 
 // migrate brings the schema to the newest version. It does nothing where the schema is
 // of that version.
-func migrate(ctx context.Context, conn *pgx.Conn, server string) error {
+func migrate(ctx context.Context, conn *pgx.Conn, server string, log *slog.Logger) error {
 	known, err := newest()
 	if err != nil {
 		return err
@@ -54,7 +55,7 @@ func migrate(ctx context.Context, conn *pgx.Conn, server string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(m.up(ctx), m.close())
+	return errors.Join(m.up(ctx, log), m.close())
 }
 
 // schemaVersion is the version of the schema, 0 where there is none.
@@ -67,6 +68,15 @@ func schemaVersion(ctx context.Context, conn *pgx.Conn) (version int64, err erro
 	return version, err
 }
 
+// A migration that waits for a lock has all others wait behind it that want the table, the
+// daemons of the fleet included, whose leases would end: a long transaction, such as that of
+// an export, has a lock of every table. So it waits for lockTime at most, and tries again
+// after lockPause.
+const (
+	lockTime  = 2 * time.Second
+	lockPause = time.Second
+)
+
 // migrator makes the migrations, on a connection of its own whose session has a lock
 // against others that do.
 type migrator struct {
@@ -77,7 +87,10 @@ type migrator struct {
 func newMigrator(ctx context.Context, direct *pgx.ConnConfig) (*migrator, error) {
 	config := direct.Copy()
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
-	m := &migrator{db: stdlib.OpenDB(*config)}
+	m := &migrator{db: stdlib.OpenDB(*config, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, fmt.Sprintf("SET lock_timeout = %d", lockTime.Milliseconds()))
+		return err
+	}))}
 	if err := m.open(ctx); err != nil {
 		return nil, errors.Join(err, m.db.Close())
 	}
@@ -106,12 +119,25 @@ func (m *migrator) open(ctx context.Context) error {
 }
 
 // up brings the schema to the newest version, and makes it where there is none.
-func (m *migrator) up(ctx context.Context) error {
+func (m *migrator) up(ctx context.Context, log *slog.Logger) error {
 	if err := m.createSchema(ctx); err != nil {
 		return err
 	}
-	_, err := m.provider.Up(ctx)
-	return err
+	for waits := false; ; waits = true {
+		_, err := m.provider.Up(ctx)
+		var failure *pgconn.PgError
+		if !errors.As(err, &failure) || failure.Code != "55P03" { // lock_not_available
+			return err
+		}
+		if !waits {
+			log.Warn("The migration of the ledger waits for long transactions in its database, such as an export, to end", "error", err)
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // createSchema makes the schema, which another daemon may do at the same time.

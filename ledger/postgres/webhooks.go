@@ -108,7 +108,7 @@ func (d *deliveries) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map
 // QueueDeliveries implements ledger.Webhooks.
 func (d *deliveries) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
 	return read(ctx, d.database, "queue messages for receivers of webhooks", func(ctx context.Context) (moved bool, err error) {
-		err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		err = d.transact(ctx, func(tx pgx.Tx) error {
 			batch := &pgx.Batch{}
 			batch.Queue(queryWebhookLock)
 			batch.Queue(queryMoveCheckpoint, pgx.NamedArgs{"consumer": text(consumer), "from": text(from), "to": text(to)}).Exec(func(tag pgconn.CommandTag) error {

@@ -251,7 +251,11 @@ func (s *jobs) armDeadline(earliest time.Duration) {
 func (s *state) deadlinePassed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.session != nil || s.job == "" || s.exit != nil || s.current.deadline.IsZero() || time.Now().Before(s.current.deadline) {
+	if s.session != nil || s.job == "" || s.exit != nil || s.current.deadline.IsZero() {
+		return
+	}
+	if left := time.Until(s.current.deadline); left > 0 { // the clock was set back since the timer was started
+		s.deadline.Reset(left)
 		return
 	}
 	if !s.current.overdue {

@@ -75,7 +75,7 @@ func (s *life) supervise(ctx context.Context, group cgroup.Group, state shim.Sta
 	defer super.close()
 	out, err := openOutput(s.spec, s.log)
 	if err != nil {
-		return shim.Exit{Code: -1, StartError: err.Error()}
+		return shim.Exit{Code: -1, StartError: err.Error(), Retry: isScarcity(err)}
 	}
 	defer out.close()
 	s.mu.Lock()
@@ -227,8 +227,8 @@ func (s *life) watchBegun(ctx context.Context, w *watched, out *output, state sh
 	return exit
 }
 
-// isScarcity reports whether a process could not be started for lack of a resource that
-// may be available later.
+// isScarcity reports whether a process could not be started, or its log not be opened, for
+// lack of a resource that may be available later.
 func isScarcity(err error) bool {
-	return slices.ContainsFunc([]error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, func(e error) bool { return errors.Is(err, e) })
+	return slices.ContainsFunc([]error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO}, func(e error) bool { return errors.Is(err, e) })
 }

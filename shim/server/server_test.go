@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/cgroup"
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -291,5 +292,24 @@ func TestDialInNamespace(t *testing.T) {
 	}
 	if _, err := dialIn(t.Context(), "/no/such/ns", "tcp", address); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("no namespace: %v, want %v", err, unix.ENOENT)
+	}
+}
+
+// TestFullDisk has no room for the runner's log: that is no fault of the model, and a later
+// start may succeed.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("shepherd-test", dir, "tmpfs", 0, "size=64k,nr_inodes=1"); err != nil {
+		testenv.Missing(t, "mounting a tmpfs", "run the tests as root: "+err.Error())
+	}
+	defer func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	s := newState(shim.Spec{Port: 1, Runner: &shim.Process{Path: "/bin/true", Dir: "/"}, LogDir: dir}, slog.New(slog.DiscardHandler))
+	exit := (&life{state: s}).supervise(t.Context(), cgroup.Group{}, shim.State{})
+	if !strings.Contains(exit.StartError, "no space left") || !exit.Retry {
+		t.Errorf("got %+v", exit)
 	}
 }

@@ -377,6 +377,22 @@ func TestReconnect(t *testing.T) {
 	}
 }
 
+// TestDeadlineClock has the timer of a deadline expire early by the clock, which was set back
+// or runs slower since: it is started again.
+func TestDeadlineClock(t *testing.T) {
+	s := newState(shim.Spec{}, slog.New(slog.DiscardHandler))
+	s.startClocks()
+	defer s.clock.Stop()
+	s.job, s.current.deadline = "a", time.Now().Add(time.Hour)
+	s.deadlinePassed()
+	if s.job != "a" {
+		t.Error("the job has ended before its deadline")
+	}
+	if !s.deadline.Stop() {
+		t.Error("nothing ends the job at its deadline")
+	}
+}
+
 // Without a daemon, the shim holds a job to its deadline.
 func TestDeadline(t *testing.T) {
 	for _, obedient := range []bool{true, false} {
