@@ -26,8 +26,7 @@ func TestProbe(t *testing.T) {
 	expect(t, p.Examine(ctx), Failure, "no answer", "look")
 }
 
-// TestLedger examines one that is not there, one that is sound, and one that is
-// no ledger.
+// TestLedger examines a missing ledger, an intact one, and a file that is no ledger.
 func TestLedger(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	check := Ledger{Path: path, Inspect: func(ctx context.Context) (int, time.Time, error) {
@@ -56,7 +55,7 @@ func TestLedger(t *testing.T) {
 	expect(t, check.Examine(t.Context()), Failure, path, "restore a backup")
 }
 
-// TestClock compares the clock with servers' whose is off.
+// TestClock compares the clock with those of servers that are wrong.
 func TestClock(t *testing.T) {
 	for off, want := range map[time.Duration]Level{
 		0: OK, time.Minute: Warning, -time.Minute: Warning, 20 * time.Minute: Failure, -time.Hour: Failure,

@@ -8,7 +8,7 @@ import (
 )
 
 // TestDependenciesAreDescribed compares the modules that the programs' own
-// packages import with those that docs/dependencies.md says something about.
+// packages import with those that docs/dependencies.md lists.
 func TestDependenciesAreDescribed(t *testing.T) {
 	text, err := os.ReadFile("../../docs/dependencies.md")
 	if err != nil {
