@@ -264,7 +264,7 @@ func freeze(t *testing.T, pid int) {
 // A shim that is frozen, as by a debugger, a freezer or a machine out of memory,
 // keeps its runner and the job; the daemon goes on with both when it answers.
 func TestFrozenShim(t *testing.T) {
-	t.Run("when a daemon comes back", func(t *testing.T) {
+	t.Run("when a daemon reconnects", func(t *testing.T) {
 		t.Parallel()
 		gate := filepath.Join(t.TempDir(), "go")
 		w, shim, runner := orphaned(t, "await "+gate)
@@ -286,7 +286,7 @@ func TestFrozenShim(t *testing.T) {
 		h.Do("b", "")
 		h.Slaughter()
 	})
-	t.Run("with an answer that was not acknowledged", func(t *testing.T) {
+	t.Run("with an unacknowledged answer", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
 		w.addModel(t, model, "")
@@ -310,7 +310,7 @@ func TestFrozenShim(t *testing.T) {
 		h.Do("b", "")
 		h.Slaughter()
 	})
-	t.Run("when it is to stop its runner", func(t *testing.T) {
+	t.Run("while it stops its runner", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
 		w.addModel(t, model, "")

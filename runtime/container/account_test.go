@@ -54,7 +54,7 @@ func whos() []who {
 	return []who{
 		{"nobody", nil, "", "", 0, 0},
 		{"a number", nil, "1000", "", 1000, 0},
-		{"a number of the sheep's", nil, "", "1000", 1000, 0},
+		{"a number from the sheep", nil, "", "1000", 1000, 0},
 		{"both numbers", nil, "1000:50", "", 1000, 50},
 		{"a number and a colon", nil, "1000:", "", 1000, 0},
 		{"a group alone", nil, ":50", "", 0, 50},

@@ -59,7 +59,7 @@ func TestJobs(t *testing.T) {
 			t.Errorf("status is %s", text)
 		}
 	})
-	t.Run("failed, then the next ones go on", func(t *testing.T) {
+	t.Run("failed, then the next ones run", func(t *testing.T) {
 		w.submit("job-fail", "echo:v1", "fail")
 		w.submit("job-key", "echo:v1", "key")
 		w.submit("job-after", "echo:v1", "after")
