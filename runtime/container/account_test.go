@@ -99,7 +99,7 @@ func owner(t *testing.T, daemon *testenv.Containerd) {
 			if uid, gid := idsOf(t, pid); uid != c.uid || gid != c.gid {
 				t.Errorf("the runner is %d:%d, want %d:%d", uid, gid, c.uid, c.gid)
 			}
-			h.Slaughter()
+			h.StopAndClose()
 		})
 	}
 }
@@ -174,7 +174,7 @@ func TestOwnerBySnapshotter(t *testing.T) {
 			if uid, gid := idsOf(t, h.Run()); uid != 1000 || gid != 1001 {
 				t.Errorf("the runner is %d:%d", uid, gid)
 			}
-			h.Slaughter()
+			h.StopAndClose()
 		})
 	}
 }

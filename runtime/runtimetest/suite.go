@@ -241,8 +241,8 @@ func (l *life) exit() *runtime.Exit {
 	return exit
 }
 
-// slaughter stops the runner.
-func (l *life) slaughter() {
+// stopRunner stops the runner.
+func (l *life) stopRunner() {
 	l.t.Helper()
 	l.stop()
 	if exit := l.exit(); !exit.Stopped {

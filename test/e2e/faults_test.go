@@ -290,7 +290,7 @@ func TestDrainTimeout(t *testing.T) {
 }
 
 // A runner's children do not outlive it, however they hide.
-func TestForkedChildrenAreSlaughtered(t *testing.T) {
+func TestForkedChildrenAreKilled(t *testing.T) {
 	w := newWorld(t)
 	w.start()
 	w.submit("job-1", "echo:v1", "fork 1000")
