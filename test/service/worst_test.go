@@ -23,7 +23,7 @@ sheep:
   dock: {type: docker, mounts: ["/gates:/gates"]}
 `
 
-// crash is a loss of power, after which everything has to come up by itself.
+// crash simulates a power failure, after which everything must start without intervention.
 func (m *machine) crash() {
 	m.Helper()
 	m.debian.Crash(m)
@@ -57,7 +57,7 @@ func (m *machine) known(id string) {
 	}
 }
 
-// packageState is what dpkg has noted of the package.
+// packageState returns the state of the package in dpkg.
 func (m *machine) packageState() string {
 	m.Helper()
 	return m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd")

@@ -20,8 +20,8 @@ import (
 	"github.com/iterait/shepherd/storage/storagetest"
 )
 
-// oracle knows what clients were told and what runners did, and what the promises
-// make of that. It reads the ledger and the storage by their public interfaces, and does
+// oracle knows what clients were told and what runners did, and checks the guarantees against
+// that. It reads the ledger and the storage by their public interfaces, and does
 // not depend on how a core works.
 type oracle struct {
 	world  *world
