@@ -21,11 +21,11 @@ import (
 // Probe examines something that reports its own problems: storage, the registry, a
 // running daemon.
 type Probe struct {
-	Title string
-	Well  string // the message if Ask succeeds
-	Next  string // what to do if the error does not say it
-	Mild  bool   // a failure is a Warning
-	Ask   func(context.Context) error
+	Title    string
+	Success  string // the message if Ask succeeds
+	Next     string // what to do if the error does not say it
+	WarnOnly bool   // a failure is a Warning
+	Ask      func(context.Context) error
 }
 
 // Name implements Check.
@@ -35,12 +35,12 @@ func (p Probe) Name() string { return p.Title }
 func (p Probe) Examine(ctx context.Context) []Finding {
 	err := p.Ask(ctx)
 	level := Failure
-	if p.Mild {
+	if p.WarnOnly {
 		level = Warning
 	}
 	switch {
 	case err == nil:
-		return []Finding{ok("%s", p.Well)}
+		return []Finding{ok("%s", p.Success)}
 	case errors.Is(err, context.DeadlineExceeded):
 		return []Finding{{Level: level, Message: fmt.Sprintf("there was no answer within %s", checkTime), Next: p.Next}}
 	}

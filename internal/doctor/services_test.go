@@ -16,7 +16,7 @@ import (
 )
 
 func TestProbe(t *testing.T) {
-	p := Probe{Title: "x", Well: "it answers", Next: "look", Ask: func(context.Context) error { return nil }}
+	p := Probe{Title: "x", Success: "it answers", Next: "look", Ask: func(context.Context) error { return nil }}
 	healthy(t, p.Examine(t.Context()))
 	p.Ask = func(context.Context) error { return errors.New("it is away: start it") }
 	expect(t, p.Examine(t.Context()), Failure, "it is away", "start it")

@@ -109,8 +109,8 @@ func Lock(path string, within time.Duration) (l *FileLock, was string, err error
 	return &FileLock{f}, was, readErr
 }
 
-// Sign replaces the content of the file, which other processes find in BusyError.Text.
-func (l *FileLock) Sign(text string) error {
+// SetText replaces the content of the file, which other processes find in BusyError.Text.
+func (l *FileLock) SetText(text string) error {
 	if err := l.Clear(); err != nil {
 		return err
 	}
