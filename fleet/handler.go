@@ -19,7 +19,7 @@ import (
 type Local interface {
 	Sheep(ctx context.Context) []job.Sheep
 	GPUs(ctx context.Context) job.GPUs
-	// Models are those on its disk. The error is *job.ModelError.
+	// Models returns the models on its disk. The error is *job.ModelError.
 	Models(ctx context.Context) ([]job.KeptModel, error)
 	// PullModel fetches a model for a sheep or, without a name, for all that fetch
 	// models. It calls report from one goroutine at a time, and not after it has
@@ -28,15 +28,15 @@ type Local interface {
 	PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 	// RemoveModel removes a model from the disk. The error is *job.Invalid,
 	// *job.ModelNeeded, job.ErrNoModels or *job.ModelError, of class
-	// errdefs.ErrNotFound where it is not there.
+	// errdefs.ErrNotFound if it does not exist.
 	RemoveModel(ctx context.Context, m job.Model) error
 	// Logs opens the log of a sheep. The error is *job.UnknownSheep or job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
-	// AttemptLog opens the log of an attempt that this node has had; following, it ends
-	// when the attempt has. The error is job.ErrNoJobLog.
+	// AttemptLog opens the log of an attempt of this node. With Follow it ends when the
+	// attempt has ended. The error is job.ErrNoJobLog.
 	AttemptLog(ctx context.Context, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error)
-	// OrderSheep tells a sheep what to do, and returns when it has. The error is
-	// *job.UnknownSheep, *job.SheepState, *job.Invalid, *job.Untrusted, *job.ModelError
+	// OrderSheep sends an order to a sheep, and returns when it has been executed. The
+	// error is *job.UnknownSheep, *job.SheepState, *job.Invalid, *job.Untrusted, *job.ModelError
 	// or job.ErrDraining.
 	OrderSheep(ctx context.Context, sheep string, o job.Order) error
 }
@@ -118,7 +118,7 @@ func begin(w http.ResponseWriter) *http.ResponseController {
 	return control
 }
 
-// outcomeOf is the result of an order as it is sent to the other node.
+// outcomeOf returns the result of an order in the form that is sent to the other node.
 func (h *handler) outcomeOf(r *http.Request, err error) outcome {
 	if err == nil {
 		return outcome{}
@@ -142,7 +142,7 @@ func (h *handler) models(w http.ResponseWriter, r *http.Request) {
 	h.answer(w, r, models)
 }
 
-// pull answers with the progress, step by step, and then with the result.
+// pull answers with the progress, one line per step, and then with the result.
 func (h *handler) pull(w http.ResponseWriter, r *http.Request) {
 	var o pullOrder
 	if err := json.NewDecoder(io.LimitReader(r.Body, maxOrder)).Decode(&o); err != nil {
@@ -153,7 +153,7 @@ func (h *handler) pull(w http.ResponseWriter, r *http.Request) {
 	told := json.NewEncoder(w)
 	err := h.local.PullModel(r.Context(), o.Model, o.Sheep, func(p job.PullProgress) {
 		_ = control.SetWriteDeadline(time.Now().Add(stall))
-		_ = told.Encode(pullStep{Progress: &p}) // a node that has left ends the request's context
+		_ = told.Encode(pullStep{Progress: &p}) // a disconnect ends the request's context
 		_ = control.Flush()
 		_ = control.SetWriteDeadline(time.Time{})
 	})
@@ -183,7 +183,7 @@ func (h *handler) attemptLog(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// serveLog answers with a log, as it is written.
+// serveLog answers with a log while it is written.
 func (h *handler) serveLog(w http.ResponseWriter, r *http.Request, open func(job.LogQuery) (io.ReadCloser, error)) {
 	q, err := parseQuery(r.URL.Query())
 	if err != nil {
@@ -199,7 +199,7 @@ func (h *handler) serveLog(w http.ResponseWriter, r *http.Request, open func(job
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines
 	w.WriteHeader(http.StatusOK)
-	_ = control.Flush() // the node knows at once that there is a log
+	_ = control.Flush() // so that the node knows that there is a log
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := log.Read(buffer)
@@ -215,7 +215,7 @@ func (h *handler) serveLog(w http.ResponseWriter, r *http.Request, open func(job
 			_ = control.SetWriteDeadline(time.Time{})
 		case errors.Is(err, io.EOF):
 			return
-		default: // the reader must not take it for the end
+		default: // the reader must not mistake it for the end
 			if r.Context().Err() == nil {
 				h.log.Error("A log that another node reads is broken off", "path", r.URL.Path, "error", err)
 			}

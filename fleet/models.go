@@ -14,9 +14,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Models are those on the disks of all nodes that are alive. A node that cannot say which
-// it has, this one included, is among the unanswered. The error is ctx's, or that of
-// looking the nodes up.
+// Models returns the models on the disks of all live nodes. Nodes that do not answer, this one
+// included, are in Unanswered. The error is ctx's, or that of looking the nodes up.
 func (v *View) Models(ctx context.Context) (job.KeptModels, error) {
 	nodes, err := v.everyone(ctx)
 	if err != nil {
@@ -50,11 +49,11 @@ func (v *View) Models(ctx context.Context) (job.KeptModels, error) {
 	return all, nil
 }
 
-// PullModel has a model fetched by the node that is named, by those with the sheep, or by
-// all that fetch models and that the model is for; which it is not for, the last report says.
-// Where some cannot, the others do. The error is *job.UnknownNode,
-// *job.UnknownSheep, *job.Unavailable or that of Local; where several nodes were told,
-// *job.ModelError says which could not.
+// PullModel lets a model be fetched by the named node, by those with the sheep, or by all that
+// fetch models and may run it; the last report names the nodes that may not. If some nodes
+// fail, the others continue. The error is *job.UnknownNode, *job.UnknownSheep,
+// *job.Unavailable or that of Local; with several nodes it is a *job.ModelError that names
+// those that failed.
 func (v *View) PullModel(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error {
 	node, sheep := SplitID(o.Sheep)
 	if node != "" && o.Node != "" && node != o.Node {
@@ -94,8 +93,8 @@ func (v *View) PullModel(ctx context.Context, o job.PullOrder, report func(job.P
 	return v.together(nodes, errs, func(err error) bool { return errors.Is(err, job.ErrNoModels) })
 }
 
-// pullers are the nodes that are to fetch a model. Where others are left out, as the model
-// is not for them, leftOut says so; where all are, the error does, a *job.ModelError.
+// pullers returns the nodes that are to fetch a model. leftOut names those that may not run the
+// model; if that is all of them, the error, a *job.ModelError, does.
 func (v *View) pullers(ctx context.Context, m job.Model, node, sheep string) (nodes []string, leftOut string, err error) {
 	switch {
 	case node != "":
@@ -114,7 +113,7 @@ func (v *View) pullers(ctx context.Context, m job.Model, node, sheep string) (no
 	return nodes, "", nil
 }
 
-// placed are the nodes that are alive and that the model is for.
+// placed returns the live nodes that may run the model.
 func (v *View) placed(ctx context.Context, m job.Model) (nodes []string, leftOut string, err error) {
 	peers, err := v.peers(ctx)
 	if err != nil {
@@ -144,8 +143,8 @@ func (v *View) placed(ctx context.Context, m job.Model) (nodes []string, leftOut
 	return nodes, fmt.Sprintf("left out: %s; %v", strings.Join(others, ", "), why), nil
 }
 
-// RemoveModel removes a model from the disk of a node or, where none is named, of all.
-// Where some cannot, the others do. The error is as that of PullModel.
+// RemoveModel removes a model from the disk of a node or, if none is named, of all. If some
+// nodes fail, the others continue. The error is as that of PullModel.
 func (v *View) RemoveModel(ctx context.Context, m job.Model, node string) error {
 	nodes := []string{node}
 	if node == "" {
@@ -169,11 +168,11 @@ func (v *View) RemoveModel(ctx context.Context, m job.Model, node string) error 
 			errs[i] = &job.ModelNeeded{Model: needed.Model, Sheep: ID(nodes[i], needed.Sheep)}
 		}
 	}
-	// What is to be removed is not there: of one node among many, that is no trouble.
+	// A node among several need not have the model.
 	return v.together(nodes, errs, func(err error) bool { return errors.Is(err, job.ErrNoModels) || errdefs.IsNotFound(err) })
 }
 
-// peers are the other nodes that are alive.
+// peers returns the other live nodes.
 func (v *View) peers(ctx context.Context) ([]Node, error) {
 	peers, err := v.fleet.Peers(ctx)
 	if err != nil {
@@ -182,7 +181,7 @@ func (v *View) peers(ctx context.Context) ([]Node, error) {
 	return peers, nil
 }
 
-// everyone is this node and all other live nodes, sorted.
+// everyone returns this node and all other live nodes, sorted.
 func (v *View) everyone(ctx context.Context) ([]string, error) {
 	peers, err := v.peers(ctx)
 	if err != nil {
@@ -207,8 +206,8 @@ func askAll(nodes []string, do func(i int, node string) error) []error {
 	return errs
 }
 
-// together is the error of an order to several nodes. An idle error says that a node had
-// nothing to do: it counts where all have said so.
+// together returns the error of an order to several nodes. An idle error means that a node had
+// nothing to do: it counts only if all nodes return it.
 func (v *View) together(nodes []string, errs []error, idles func(error) bool) error {
 	var failed []string
 	var first, idle error
@@ -233,14 +232,14 @@ func (v *View) together(nodes []string, errs []error, idles func(error) bool) er
 	return &job.ModelError{Problem: strings.Join(failed, "; "), Class: classOf(first)}
 }
 
-// typed reports whether an error says itself which node it is of.
+// typed reports whether an error names its node itself.
 func typed(err error) bool {
 	var needed *job.ModelNeeded
 	var away *job.Unavailable
 	return errors.As(err, &needed) || errors.As(err, &away)
 }
 
-// classOf is the class of an error about models.
+// classOf returns the class of an error about models.
 func classOf(err error) error {
 	for _, c := range modelClasses {
 		if errors.Is(err, c.class) {
@@ -254,8 +253,7 @@ func classOf(err error) error {
 	return errdefs.ErrInternal
 }
 
-// problemOf describes for users what is wrong with a node. Details that they may not see are
-// logged.
+// problemOf describes a node's error for users. Details that they may not see are logged.
 func (v *View) problemOf(node string, err error) string {
 	if refused, ok := refusalOf(err); ok && refused.Code != codeFault {
 		return err.Error()
@@ -281,7 +279,7 @@ type progress struct {
 	last []job.PullProgress // of each
 }
 
-// tell reports the progress of node i together with that of the others.
+// tell reports the combined progress after a step of node i.
 func (p *progress) tell(i int, step job.PullProgress) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -9,13 +9,13 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// peerCache keeps who the other nodes are for peerCacheTime.
+// peerCache caches the list of the other nodes for peerCacheTime.
 type peerCache struct {
 	mu    sync.Mutex
 	peers []Node
 	at    time.Time
-	// nearest caches results computed from them: the sheep of a large fleet keep asking the
-	// same.
+	// nearest caches results computed from the list: the sheep of a large fleet repeat the
+	// same queries.
 	nearest map[nearKey]job.Nearness
 }
 
@@ -24,12 +24,11 @@ type nearKey struct {
 	address string
 }
 
-// peerCacheTime is how long the list is recent enough to decide who is near a model: it saves
-// a database query each time a sheep looks for a job.
+// peerCacheTime is how long the list may be used to find nodes near a model: it saves a
+// database query each time a sheep looks for a job.
 const peerCacheTime = time.Second
 
-// cachedPeers are the other nodes that are alive, as they were at most peerCacheTime ago.
-// cache.mu is held.
+// cachedPeers returns the other live nodes as of at most peerCacheTime ago. cache.mu is held.
 func (f *Fleet) cachedPeers(ctx context.Context) ([]Node, error) {
 	if !f.cache.at.IsZero() && time.Since(f.cache.at) < peerCacheTime {
 		return f.cache.peers, nil
@@ -42,8 +41,8 @@ func (f *Fleet) cachedPeers(ctx context.Context) ([]Node, error) {
 	return peers, nil
 }
 
-// Nearest is how near the model is on the other nodes that are alive, take jobs, have a
-// sheep with the address, and a free one: a node is assumed to have a busy sheep per held job.
+// Nearest returns how near the model is on the other live nodes that take jobs, have a sheep
+// with the address, and a free one: a node is assumed to have one busy sheep per held job.
 func (f *Fleet) Nearest(ctx context.Context, m job.Model, to job.Address) (job.Nearness, error) {
 	f.cache.mu.Lock()
 	defer f.cache.mu.Unlock()
@@ -66,7 +65,7 @@ func (f *Fleet) Nearest(ctx context.Context, m job.Model, to job.Address) (job.N
 	return nearest, nil
 }
 
-// near is how near the model is on the node.
+// near returns how near the model is on the node.
 func (n Node) near(m job.Model) job.Nearness {
 	switch {
 	case slices.ContainsFunc(n.Sheep, func(s job.Sheep) bool { return s.Model == m }):

@@ -12,7 +12,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Prefix is what the paths of requests between nodes begin with.
+// Prefix is the prefix of the paths of requests between nodes.
 const Prefix = "/fleet/v1/"
 
 // scheme is the authorization scheme of the secret.
@@ -52,13 +52,13 @@ func orderPath(sheep string) string { return sheepPath + "/" + url.PathEscape(sh
 // maxOrder bounds an order, in bytes.
 const maxOrder = 64 << 10
 
-// pullOrder has a node fetch a model.
+// pullOrder is an order to fetch a model.
 type pullOrder struct {
 	Model job.Model `json:"model"`
 	Sheep string    `json:"sheep,omitempty"`
 }
 
-// removeOrder has a node remove a model.
+// removeOrder is an order to remove a model.
 type removeOrder struct {
 	Model job.Model `json:"model"`
 }
@@ -84,7 +84,7 @@ type refusal struct {
 // codeFault is the code of an internal error; the node's log has the cause.
 const codeFault = "fault"
 
-// refusalOf is the refusal that an error is told as; ok is false for a fault.
+// refusalOf returns the refusal for an error; ok is false for an internal error.
 func refusalOf(err error) (_ refusal, ok bool) {
 	for _, known := range refusals {
 		if subject, ok := known.is(err); ok {
@@ -122,7 +122,7 @@ func refusalOf(err error) (_ refusal, ok bool) {
 	return refusal{}, false
 }
 
-// err is the error that was refused; nil where it is not known here.
+// err returns the error of a refusal; nil if this version does not know it.
 func (r refusal) err() error {
 	for _, known := range refusals {
 		if known.code == r.Code {
@@ -153,7 +153,7 @@ func (r refusal) err() error {
 	return nil
 }
 
-// Refusals that have a text.
+// Refusals with a text.
 const (
 	codeInvalid   = "invalid"
 	codeUntrusted = "untrusted"

@@ -11,14 +11,14 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Placement says why a model is not for this node, or for one with the labels; nil where
-// it is. All nodes have the same rules.
+// Placement returns why this node, or one with the labels, may not run a model; nil if it
+// may. All nodes have the same rules.
 type Placement interface {
 	Here(m job.Model) error
 	On(labels job.Labels, m job.Model) error
 }
 
-// View is the sheep, GPUs and models of all nodes, as one of them sees them.
+// View provides the sheep, GPUs and models of all nodes.
 type View struct {
 	local     Local
 	fleet     *Fleet
@@ -30,8 +30,8 @@ func NewView(local Local, fleet *Fleet, placement Placement) *View {
 	return &View{local, fleet, placement}
 }
 
-// Sheep are those of all nodes that are alive, as NODE/SHEEP. Of a node that cannot be
-// asked they are as it has announced them, and their Detail says why.
+// Sheep returns the sheep of all live nodes, as NODE/SHEEP. Those of a node that cannot be
+// reached are as it has announced them, and their Detail says why.
 func (v *View) Sheep(ctx context.Context) []job.Sheep {
 	all := renamed(v.fleet.self, v.local.Sheep(ctx))
 	peers, err := v.fleet.Peers(ctx)
@@ -59,7 +59,7 @@ func (v *View) Sheep(ctx context.Context) []job.Sheep {
 	return all
 }
 
-// problem is why a node cannot be asked, for people.
+// problem describes why a node cannot be reached.
 func problem(err error) string {
 	var away *job.Unavailable
 	if errors.As(err, &away) {
@@ -68,7 +68,7 @@ func problem(err error) string {
 	return "its node cannot be asked"
 }
 
-// renamed are sheep as the fleet knows them.
+// renamed returns sheep with their names in the fleet.
 func renamed(node string, sheep []job.Sheep) []job.Sheep {
 	sheep = slices.Clone(sheep)
 	for i := range sheep {
@@ -91,8 +91,8 @@ func (v *View) Logs(ctx context.Context, id string, q job.LogQuery) (io.ReadClos
 	return log, err
 }
 
-// OrderSheep tells a sheep what to do: SHEEP of this node, or NODE/SHEEP. The error names
-// it as it was asked for.
+// OrderSheep sends an order to a sheep: SHEEP of this node, or NODE/SHEEP. The error names it
+// as the caller did.
 func (v *View) OrderSheep(ctx context.Context, id string, o job.Order) error {
 	node, sheep := SplitID(id)
 	var err error
@@ -113,7 +113,7 @@ func (v *View) OrderSheep(ctx context.Context, id string, o job.Order) error {
 	return err
 }
 
-// GPUs are those of a node; of this one where node is empty. The error is
+// GPUs returns the GPUs of a node; of this one if node is empty. The error is
 // *job.UnknownNode or *job.Unavailable.
 func (v *View) GPUs(ctx context.Context, node string) (job.GPUs, error) {
 	if node == "" || node == v.fleet.self {

@@ -317,7 +317,7 @@ func TestStopWaitsForTheJob(t *testing.T) {
 		}
 		return ctx.Err()
 	}
-	t.Run("what is finished all the same is answered", func(t *testing.T) {
+	t.Run("a job that finishes anyway is answered", func(t *testing.T) {
 		finish = true
 		a, stop := serve(t, handler)
 		a.send("one")
@@ -325,7 +325,7 @@ func TestStopWaitsForTheJob(t *testing.T) {
 		stop()
 		a.done("one")
 	})
-	t.Run("what was given up is not", func(t *testing.T) {
+	t.Run("a cancelled job is not answered", func(t *testing.T) {
 		finish = false
 		a, stop := serve(t, handler)
 		a.send("one")

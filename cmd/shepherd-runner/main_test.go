@@ -197,14 +197,14 @@ func appears(t *testing.T, path string) {
 }
 
 func TestNothingIsLeftOfAJob(t *testing.T) {
-	t.Run("that ended", func(t *testing.T) {
+	t.Run("a job that is done", func(t *testing.T) {
 		j := newJob(t)
 		if err := newModel(t, nested+"exit 0", "").process(t.Context(), j); err != nil {
 			t.Fatal(err)
 		}
 		nobodyHolds(t, filepath.Join(j.OutputDir, "held"))
 	})
-	t.Run("that was stopped", func(t *testing.T) {
+	t.Run("a job that was cancelled", func(t *testing.T) {
 		j := newJob(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -219,7 +219,7 @@ func TestNothingIsLeftOfAJob(t *testing.T) {
 		nobodyHolds(t, filepath.Join(j.OutputDir, "held"))
 	})
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
-		t.Run("whose runner got "+signal.String(), func(t *testing.T) {
+		t.Run("a job whose runner gets "+signal.String(), func(t *testing.T) {
 			m := newModel(t, nested+"wait", "")
 			x := start(t, m.dir)
 			x.send("job-1")

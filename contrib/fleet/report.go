@@ -91,7 +91,7 @@ func (r report) print(out io.Writer) {
 	for _, m := range r.moved {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%v\t%s\t%v\n", m.job, m.from, m.cause, m.back, m.to, m.again)
 	}
-	_ = table.Flush() // to a terminal: nobody is left to tell
+	_ = table.Flush() // an error of the terminal cannot be reported
 	fmt.Fprintf(out, "\n%d of %d digits right; jobs: %d moved, %d lost, %d doubled\n", r.right, r.jobs, len(r.moved), len(r.lost), len(r.double))
 }
 

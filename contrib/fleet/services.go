@@ -46,7 +46,7 @@ func start(cmd *exec.Cmd, log string, read func(io.Reader)) (*service, error) {
 		if read != nil {
 			read(all)
 		}
-		_, _ = io.Copy(io.Discard, all) // what is missing of a log shows in the log
+		_, _ = io.Copy(io.Discard, all) // a missing part is visible in the log
 		_ = cmd.Wait()                  // how it ended is in its state
 	}()
 	return s, nil

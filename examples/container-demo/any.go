@@ -115,8 +115,8 @@ func runAny(ctx context.Context, d *daemon, box *sandbox) error {
 	return nil
 }
 
-// submitAny submits the digits as one job of a sheep. Cog's model is given its
-// input's name, too: a list of files.
+// submitAny submits the digits as one job of a sheep. For Cog's model the payload names the
+// input, a list of files.
 func submitAny(ctx context.Context, c *client.Client, id, sheep, model string, samples []digits.Sample) error {
 	if err := c.MakeJob(ctx, id); err != nil {
 		return err
@@ -140,7 +140,7 @@ func submitAny(ctx context.Context, c *client.Client, id, sheep, model string, s
 	return c.StartJobOn(ctx, id, model, "v1", sheep)
 }
 
-// readAny reads the digits that were found, in the order of the samples.
+// readAny reads the predicted digits, in the order of the samples.
 func readAny(sheep string, body []byte, samples []digits.Sample) ([]int, error) {
 	if sheep == "cog" {
 		var found []int

@@ -74,7 +74,7 @@ func submitPage(ctx context.Context, c *client.Client, id string) error {
 	return c.StartJob(ctx, id, "tesseract", "v1")
 }
 
-// showPage prints what was read on the page, and how many words are right.
+// showPage prints the text that was read, and how many words are right.
 func showPage(ctx context.Context, c *client.Client, id string) error {
 	text, err := c.Result(ctx, id, "output.txt")
 	if err != nil {

@@ -1,8 +1,7 @@
 // Command container-demo shows container sheep with real jobs, without Docker:
-// it builds two images, pushes them to a sandbox registry, and has shepherdd run
-// them through containerd: handwritten digits are classified by a static program
-// on an empty base, and a page of text is read by Tesseract on Debian's
-// libraries. `make demo-container` runs it; `make demo-any` runs it with
+// it builds two images, pushes them to a sandbox registry, and runs them with shepherdd
+// through containerd: a static program on an empty base classifies handwritten digits, and
+// Tesseract on Debian's libraries reads a page of text. `make demo-container` runs it; `make demo-any` runs it with
 // images that do not use shepherd's runner interface.
 package main
 
@@ -25,8 +24,8 @@ type options struct {
 	any                               bool // images that do not use shepherd's runner interface
 }
 
-// startTime bounds the start of a program, imagesTime the making of the images,
-// jobTime both jobs, their pulls included, and stopTime cleaning up.
+// startTime bounds the start of a program, imagesTime the build of the images, jobTime both
+// jobs with their pulls, and stopTime cleaning up.
 const (
 	startTime  = 30 * time.Second
 	imagesTime = 10 * time.Minute
@@ -62,7 +61,7 @@ func demo(ctx context.Context, o options) (err error) {
 	if o.bin, err = filepath.Abs(o.bin); err != nil {
 		return err
 	}
-	// Short, for a socket's path has at most 107 bytes.
+	// Short, because a socket's path has at most 107 bytes.
 	dir, err := os.MkdirTemp("", "shepherd-demo-")
 	if err != nil {
 		return err

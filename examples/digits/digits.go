@@ -1,6 +1,5 @@
-// Package digits holds what the digit example needs wherever it runs: a
-// hundred real handwritten digits no network was trained on. See README.md for
-// the example as a whole.
+// Package digits has the samples of the digit example: a hundred real handwritten digits
+// that the network was not trained on. README.md describes the example.
 package digits
 
 import (
@@ -23,8 +22,8 @@ type Sample struct {
 	PNG   []byte // 28×28, 8-bit grey, white ink on black
 }
 
-// FileName is the name of the sample that shows label and is number index of
-// that digit in the npm package.
+// FileName returns the name of the sample with the label and the index among the npm
+// package's images of that digit.
 func FileName(label, index int) string { return fmt.Sprintf("%d-%04d.png", label, index) }
 
 // Samples returns the hundred digits, ten of each, in the order of their names.

@@ -33,8 +33,7 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-// The hundred are what they are said to be: digits of the package's test
-// split, pixel by pixel.
+// The hundred samples are digits of the package's test split, pixel by pixel.
 func TestSamplesAreOfTheTestSplit(t *testing.T) {
 	_, test := data.Split(datatest.Samples(t))
 	images := make(map[string]data.Image)

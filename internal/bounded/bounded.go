@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// Tail keeps the last bytes that are written to it. Writing never fails. It may
-// be used from many goroutines.
+// Tail keeps the last bytes written to it. Writing never fails. It is safe for concurrent
+// use.
 type Tail struct {
 	limit int
 
@@ -41,8 +41,8 @@ func (t *Tail) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// String is what is kept: at most limit bytes, from the begin of a line where
-// something before was cut off.
+// String returns the kept text: at most limit bytes, from the beginning of a line if
+// earlier text was dropped.
 func (t *Tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -58,16 +58,15 @@ func (t *Tail) String() string {
 	return string(kept)
 }
 
-// Total is how many bytes were written.
+// Total returns the number of bytes written.
 func (t *Tail) Total() int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.total
 }
 
-// Head keeps what is written to it up to limit bytes. A Write beyond that fails
-// with io.ErrShortWrite, and nothing of it is kept. It may be used from many
-// goroutines.
+// Head keeps the first limit bytes written to it. A Write beyond that fails with
+// io.ErrShortWrite, and nothing of it is kept. It is safe for concurrent use.
 type Head struct {
 	limit int
 
@@ -97,7 +96,7 @@ func (h *Head) Bytes() []byte {
 	return bytes.Clone(h.kept.Bytes())
 }
 
-// Over reports whether more was written than is kept.
+// Over reports whether more than limit bytes were written.
 func (h *Head) Over() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -116,7 +115,7 @@ type Lines struct {
 // NewLines makes a Lines.
 func NewLines(limit int, each func(line string)) *Lines { return &Lines{limit: limit, each: each} }
 
-// Write takes p apart. It never fails. See io.Writer.
+// Write splits p into lines. It never fails. See io.Writer.
 func (l *Lines) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
@@ -142,7 +141,7 @@ func (l *Lines) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Flush hands on a line that has begun.
+// Flush passes on an incomplete last line.
 func (l *Lines) Flush() {
 	if l.begun.Len() > 0 {
 		l.end()

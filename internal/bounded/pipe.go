@@ -25,7 +25,7 @@ type Pipe struct {
 // named pipes opened with O_NONBLOCK.
 func NewPipe(f *os.File) *Pipe { return &Pipe{File: f} }
 
-// Read reads what is in the pipe. Done is to be called for it afterwards.
+// Read reads from the pipe. The caller calls Done when it has processed the data.
 func (r *Pipe) Read(p []byte) (n int, err error) {
 	raw, err := r.SyscallConn()
 	if err != nil {
@@ -61,8 +61,8 @@ func (r *Pipe) Read(p []byte) (n int, err error) {
 // Done records that n more bytes have been processed.
 func (r *Pipe) Done(n int) { r.done.Add(int64(n)) }
 
-// Settle waits until all that was written to the pipe by now is dealt with, but not
-// beyond the time given. What is written meanwhile does not keep it.
+// Settle waits until all data in the pipe at the time of the call has been processed, but
+// not beyond the given time. Data written later does not delay it.
 func (r *Pipe) Settle(by time.Time) {
 	due := r.due()
 	for wait := 50 * time.Microsecond; r.done.Load() < due && time.Now().Before(by); wait = min(2*wait, 10*time.Millisecond) {
@@ -70,7 +70,7 @@ func (r *Pipe) Settle(by time.Time) {
 	}
 }
 
-// due is how much is dealt with when all that is in the pipe now is.
+// due returns the value of done when all data in the pipe now has been processed.
 func (r *Pipe) due() (n int64) {
 	raw, err := r.SyscallConn()
 	if err != nil {

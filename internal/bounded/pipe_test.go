@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// What was written by the time of Settle is dealt with when it returns, however slow
-// the reader is.
+// When Settle returns, all data written before the call has been processed, however slow the
+// reader is.
 func TestPipeSettles(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -50,7 +50,7 @@ func TestPipeSettles(t *testing.T) {
 	}
 }
 
-// A reader that does not get on is not waited for beyond the time.
+// Settle does not wait for a stuck reader beyond the given time.
 func TestPipeIsGivenUp(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -30,8 +30,8 @@ type Group struct {
 	shared string
 }
 
-// Create makes the groups, called name, below the groups this process is in.
-// What the host does not allow is left out.
+// Create creates the groups, called name, below the groups that this process is in.
+// Groups that the host does not allow are left out.
 func Create(name string) Group {
 	var g Group
 	parents := ownGroups()
@@ -57,7 +57,7 @@ func Create(name string) Group {
 
 // Open adopts the groups in the folders that an earlier process's Create
 // returned by Dirs. A folder that is not called name, or NAME.scope where systemd
-// made it, or is gone, is left out.
+// created it, or does not exist, is left out.
 func Open(name string, dirs []string) Group {
 	var g Group
 	for _, dir := range dirs {
@@ -75,8 +75,8 @@ func Open(name string, dirs []string) Group {
 	return g
 }
 
-// Find adopts the groups called name below the groups this process is in, for
-// who does not know what Create returned.
+// Find adopts the groups called name below the groups that this process is in, without the
+// folders that Create returned.
 func Find(name string) Group {
 	parents := ownGroups()
 	var dirs []string
@@ -86,7 +86,7 @@ func Find(name string) Group {
 	return Open(name, dirs)
 }
 
-// Of adopts the groups that the process pid is in, where they are called name.
+// Of adopts the groups that the process pid is in, if they are called name.
 func Of(pid int, name string) Group {
 	own, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
 	if err != nil {
@@ -102,7 +102,7 @@ func (g Group) Dirs() []string {
 
 // Enter calls start, which starts one process by clone with the descriptor it is
 // given (CLONE_INTO_CGROUP; -1 means none), such that the process is in the
-// groups from its first instruction. It calls start again, with -1, where that fails
+// groups from its first instruction. It calls start again, with -1, if that fails
 // because the descriptor is refused. It must be called on a locked OS thread.
 func (g Group) Enter(start func(fd int) error) error {
 	if g.memory1 != "" {
@@ -128,14 +128,14 @@ func (g Group) Enter(start func(fd int) error) error {
 	return err
 }
 
-// startInside has this process be in the v2 group while it starts the other, which
-// then is in it, too. It is for where clone3(2) is refused: by kernels before 5.7, and
-// by systemd's RestrictNamespaces=. Where that is refused as well, the process is
-// started without the group.
+// startInside moves this process into the v2 group while it starts the other, which then is
+// in it, too. It is used if clone3(2) is refused: by kernels before 5.7, and by systemd's
+// RestrictNamespaces=. If that is refused as well, the process is started without the
+// group.
 func (g Group) startInside(start func(fd int) error) error {
 	if own, err := os.ReadFile("/proc/self/cgroup"); err == nil {
 		before := groupsIn(string(own)).v2
-		if before != "" && writeFile(filepath.Join(g.v2, "cgroup.procs"), "0") == nil { // 0 is who writes
+		if before != "" && writeFile(filepath.Join(g.v2, "cgroup.procs"), "0") == nil { // 0 is the writing process
 			defer func() { _ = writeFile(filepath.Join(before, "cgroup.procs"), "0") }()
 		}
 	}
@@ -166,9 +166,9 @@ func pidsIn(dir string) []int {
 	return pids
 }
 
-// Kill sends SIGKILL to every process in the groups: at one stroke where the
-// kernel can (cgroup.kill, Linux 5.14), else to each that is there now; the
-// caller repeats it until PIDs is empty.
+// Kill sends SIGKILL to every process in the groups: atomically if the kernel supports
+// that (cgroup.kill, Linux 5.14), else to each current process; the caller repeats it
+// until PIDs is empty.
 func (g Group) Kill() {
 	if g.v2 != "" && !slices.Contains(pidsIn(g.v2), os.Getpid()) {
 		_ = writeFile(filepath.Join(g.v2, "cgroup.kill"), "1")
@@ -191,7 +191,7 @@ func (g Group) SharedOOMKills() int {
 	return n
 }
 
-// OOMKills counts the processes of the groups that the kernel ended for memory.
+// OOMKills counts the processes of the groups that the kernel killed for lack of memory.
 func (g Group) OOMKills() int {
 	if g.v2 != "" {
 		if n, ok := counter(filepath.Join(g.v2, "memory.events"), "oom_kill"); ok {
@@ -222,9 +222,9 @@ func (g Group) Remove() error {
 	return errors.Join(errs...)
 }
 
-// ownGroups finds the folders of the groups this process is in. Where its v2 group
-// is a subgroup of one that systemd has delegated (DelegateSubgroup=), that is the
-// one: memory can be accounted only in groups below one without processes.
+// ownGroups finds the folders of the groups that this process is in. If its v2 group is a
+// subgroup of one that systemd has delegated (DelegateSubgroup=), it returns the delegated
+// one: memory can be accounted only in groups whose parent has no processes.
 func ownGroups() Group {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -249,7 +249,7 @@ func delegated(dir string) bool {
 	return false
 }
 
-// groupsIn finds the folders of what a process's /proc/PID/cgroup says.
+// groupsIn finds the folders of the groups in a process's /proc/PID/cgroup.
 func groupsIn(own string) Group {
 	mounts, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -324,9 +324,9 @@ func below(mountpoint, root, path string) string {
 	return filepath.Join(mountpoint, relative)
 }
 
-// enableMemory asks for memory accounting in groups below a v2 group that was
-// delegated to us. The kernel refuses while the group itself holds processes,
-// and the root is not ours to change.
+// enableMemory enables memory accounting in groups below a v2 group that was delegated to
+// this process. The kernel refuses that while the group itself has processes. The root is
+// not changed.
 func enableMemory(dir string) {
 	if exists(filepath.Join(dir, "cgroup.type")) { // every group but the root has it
 		_ = writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+memory")

@@ -94,7 +94,8 @@ func TestSharedOOMKills(t *testing.T) {
 	}
 }
 
-// The count of a scope goes with it when its last process ends; that of its slice stays.
+// The counter of a scope is removed with it when its last process ends; that of its slice is
+// kept.
 func TestScopeThatIsGone(t *testing.T) {
 	slice := t.TempDir()
 	scope := filepath.Join(slice, "shepherd-x.scope")
@@ -188,8 +189,8 @@ func holdsAndKills(t *testing.T, refused error) {
 	}
 }
 
-// A process in the subgroup of a unit whose group is delegated makes its groups
-// beside the subgroup, and not in it.
+// A process in the subgroup of a unit whose group is delegated creates its groups beside the
+// subgroup, not in it.
 func TestDelegatedSubgroup(t *testing.T) {
 	const role = "SHEPHERD_TEST_OWN_GROUPS"
 	if os.Getenv(role) != "" {

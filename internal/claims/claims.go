@@ -1,5 +1,4 @@
-// Package claims ties what docs/security.md promises to the tests that hold the
-// code to it.
+// Package claims connects the claims of docs/security.md with the tests that verify them.
 package claims
 
 import "testing"

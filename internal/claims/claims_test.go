@@ -46,7 +46,7 @@ func TestEveryClaimIsTested(t *testing.T) {
 		if !claimed[name] {
 			t.Errorf("%v hold %s, which docs/security.md does not claim", tests, name)
 		}
-		// The document names the tests, and they are the ones.
+		// The document names exactly these tests.
 		line := regexp.MustCompile(`(?m)^- \*\*` + name + `\.\*\* .*$`).FindString(string(text))
 		for _, test := range tests {
 			if !strings.Contains(line, "`"+test+"`") {
@@ -65,7 +65,7 @@ type hold struct {
 	names []string
 }
 
-// holds finds all calls. Each has to stand in a test, whatever that runs.
+// holds finds all calls. Each must be in a test function.
 func holds(t *testing.T) (found []hold) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {

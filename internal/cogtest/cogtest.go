@@ -30,7 +30,7 @@ type Model struct {
 	// Predict makes one prediction. Log adds to its logs; partial reports an
 	// output so far. Ctx ends when it is cancelled, and ctx.Err() says so.
 	Predict func(ctx context.Context, input map[string]any, log func(string), partial func(any)) (any, error)
-	// Old is a server without idempotent and asynchronous predictions.
+	// Old means a server without idempotent and asynchronous predictions.
 	Old bool
 }
 
@@ -51,8 +51,8 @@ type request struct {
 	Filter  []string       `json:"webhook_events_filter"`
 }
 
-// Serve listens on the port that the environment names by PORT, 5000 without, and
-// serves the model until ctx ends.
+// Serve listens on the port in the environment variable PORT, by default 5000, and serves
+// the model until ctx ends.
 func Serve(ctx context.Context, m Model) error {
 	port := os.Getenv("PORT")
 	if port == "" {

@@ -1,5 +1,5 @@
-// Package diskspace keeps some of a disk free: what would take from it is refused
-// before the disk is full, so that what was begun can still be ended.
+// Package diskspace keeps some space of a disk free: new work is refused before the disk is
+// full, so that running work can still end.
 package diskspace
 
 import (
@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Floor is how much of a disk stays free. The zero Floor refuses nothing. It is
-// safe for any number of goroutines.
+// Floor is the space to keep free on a disk. The zero Floor refuses nothing. It is safe for
+// concurrent use.
 type Floor struct {
 	// Path is any file or directory on the disk.
 	Path string
@@ -23,7 +23,7 @@ type Floor struct {
 type LowError struct {
 	Path      string
 	Left      int64 // bytes that are free
-	Free      int64 // what has to stay free
+	Free      int64 // to be kept free
 	Requested int64
 }
 
@@ -42,7 +42,7 @@ func inMiB(n int64) string {
 	return fmt.Sprintf("%d MiB", n>>20)
 }
 
-// Capacity is the size of the disk in bytes, 0 where it is not known.
+// Capacity returns the size of the disk in bytes, 0 if it is not known.
 func (f Floor) Capacity() int64 {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(f.Path, &disk); err != nil {

@@ -30,12 +30,12 @@ func (Containerd) Name() string { return "containerd" }
 func (c Containerd) Examine(ctx context.Context) []Finding {
 	client, err := image.Connect(ctx, c.Address, c.Namespace, nil)
 	if err != nil {
-		return []Finding{told(Failure, err, logOf)}
+		return []Finding{fromError(Failure, err, logOf)}
 	}
 	defer client.Close()
 	version, err := client.Version(ctx)
 	if err != nil {
-		return []Finding{told(Failure, err, logOf)}
+		return []Finding{fromError(Failure, err, logOf)}
 	}
 	findings := []Finding{judgeVersion(version.Version, c.Address)}
 	plugins, err := client.IntrospectionService().Plugins(ctx, "type==io.containerd.snapshotter.v1")
@@ -100,7 +100,7 @@ func examineDevices(ctx context.Context, client *containerd.Client) []Finding {
 	for _, c := range containers {
 		spec, err := c.Spec(ctx)
 		if err != nil || spec.Linux == nil || !hasGPU(spec) {
-			continue // it may have gone meanwhile
+			continue // it may have been removed meanwhile
 		}
 		with++
 		if problem := deviceRisk(spec); problem != "" {
@@ -118,7 +118,7 @@ func hasGPU(spec *specs.Spec) bool {
 	return slices.ContainsFunc(spec.Linux.Devices, func(d specs.LinuxDevice) bool { return nvidiaDevices.MatchString(d.Path) })
 }
 
-// deviceRisk returns why a container with GPUs would lose them; empty where it would not.
+// deviceRisk returns why a container with GPUs would lose them, or "" if it would not.
 func deviceRisk(spec *specs.Spec) string {
 	// runc treats SLICE:PREFIX:NAME as a unit of systemd, which then applies the device
 	// rules.

@@ -45,7 +45,7 @@ func TestContainerdAway(t *testing.T) {
 	expect(t, Containerd{Address: dead}.Examine(t.Context()), Failure, "nothing listens", "systemctl start containerd")
 }
 
-// TestContainerdDenied asks as a user who may not.
+// TestContainerdDenied connects as a user without permission.
 func TestContainerdDenied(t *testing.T) {
 	if os.Geteuid() != 0 {
 		testenv.Missing(t, "root", "to become another user one has to be root")
@@ -81,8 +81,8 @@ func TestContainerdDenied(t *testing.T) {
 	expect(t, findings, Failure, "this user may not connect", "run shepherdd as root")
 }
 
-// TestContainerd asks a real one about its version, its snapshotters and its
-// containers with GPUs.
+// TestContainerd examines the version, the snapshotters and the containers with GPUs of a real
+// containerd.
 func TestContainerd(t *testing.T) {
 	daemon := testenv.StartContainerd(t)
 	check := Containerd{Address: daemon.Address, Namespace: "shepherd", Snapshotters: []string{"native"}}

@@ -21,7 +21,7 @@ import (
 // Level is the severity of a finding.
 type Level string
 
-// A Failure keeps jobs from being done; a Warning does not, or not yet.
+// A Failure prevents jobs from running; a Warning does not, or not yet.
 const (
 	OK      Level = "ok"
 	Warning Level = "warning"
@@ -32,7 +32,7 @@ const (
 type Finding struct {
 	Check string `json:"check"`
 	Level Level  `json:"level"`
-	// Message is what was found; Next, unless all is well, what to do.
+	// Message says what was found; Next, unless Level is OK, what to do.
 	Message string `json:"message"`
 	Next    string `json:"next,omitempty"`
 }
@@ -44,14 +44,13 @@ type Check interface {
 	Examine(ctx context.Context) []Finding
 }
 
-// patience bounds each check, so that one that hangs does not keep the others from being
-// reported.
-const patience = 30 * time.Second
+// checkTime bounds each check, so that one that hangs does not block the others.
+const checkTime = 30 * time.Second
 
 // Examine runs the checks one after the other and reports each finding at once.
 func Examine(ctx context.Context, checks []Check, report func(Finding)) {
 	for _, c := range checks {
-		within, cancel := context.WithTimeout(ctx, patience)
+		within, cancel := context.WithTimeout(ctx, checkTime)
 		findings := c.Examine(within)
 		cancel()
 		for _, f := range findings {
@@ -76,9 +75,9 @@ func failure(next, format string, args ...any) Finding {
 	return Finding{Level: Failure, Message: fmt.Sprintf(format, args...), Next: next}
 }
 
-// told is the finding for an error that names the next step itself, as ours do:
-// after a semicolon, or else after a colon. next is for one that does not.
-func told(level Level, err error, next string) Finding {
+// fromError returns the finding for an error. Errors of shepherd name the next step after a
+// semicolon, or else after a colon; next is the step for other errors.
+func fromError(level Level, err error, next string) Finding {
 	text := errtext.Of(err)
 	for _, separator := range []string{"; ", ": "} {
 		if i := strings.LastIndex(text, separator); i > 0 {
@@ -91,7 +90,7 @@ func told(level Level, err error, next string) Finding {
 	return Finding{Level: level, Message: text, Next: next}
 }
 
-// verbs are what the next step of an error of ours begins with.
+// verbs are the words with which the next step in an error begins.
 var verbs = []string{
 	"check", "chmod", "choose", "create", "free", "get", "give", "install", "keep", "log", "make", "mount", "name", "put", "restore", "run", "set", "start", "stop", "use", "wait", "write",
 }
@@ -139,7 +138,7 @@ func (f Finding) WriteLine(w io.Writer) error {
 	return err
 }
 
-// oneLine replaces control characters: texts may come from outside.
+// oneLine replaces control characters: texts may come from other programs.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -9,8 +9,7 @@ import (
 	"testing"
 )
 
-// expect looks for one finding of the level whose message and next step hold
-// the words.
+// expect looks for one finding of the level whose message and next step contain the words.
 func expect(t *testing.T, findings []Finding, level Level, message, next string) {
 	t.Helper()
 	for _, f := range findings {
@@ -45,7 +44,7 @@ func TestTold(t *testing.T) {
 		"no more to say":             {Message: "no more to say", Next: "ask"},
 	} {
 		want.Level = Failure
-		if got := told(Failure, errors.New(text), "ask"); got != want {
+		if got := fromError(Failure, errors.New(text), "ask"); got != want {
 			t.Errorf("%q: got %+v", text, got)
 		}
 	}

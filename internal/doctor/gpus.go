@@ -23,13 +23,13 @@ import (
 // GPUs examines the driver, the CDI specs and whether sheep can get the GPUs that they
 // request.
 type GPUs struct {
-	Requests []gpu.Request // those of sheep that ask for any
+	Requests []gpu.Request // of the sheep with GPUs
 	// Containers means that container sheep are among them; Mode is how these get their
 	// GPUs: auto, cdi or hook.
 	Containers bool
 	Mode       string
 	CDIDirs    []string
-	// Inventory asks the driver; its errors have the classes of gpu.Helper's.
+	// Inventory queries the driver; its errors have the classes of gpu.Helper's.
 	Inventory func(context.Context) (*gpu.Inventory, error)
 }
 
@@ -106,7 +106,7 @@ func (g GPUs) specs() (devices []string, findings []Finding) {
 	broken := cache.GetErrors()
 	for _, path := range sorted(broken) {
 		if len(broken[path]) == 1 && errors.Is(broken[path][0], fs.ErrNotExist) {
-			continue // a directory that is not there has no specs
+			continue // a missing directory has no specs
 		}
 		findings = append(findings, failure(renew+path, "CDI spec %s: %v", path, errors.Join(broken[path]...)))
 	}
@@ -177,8 +177,8 @@ func (g GPUs) hook() Finding {
 	return failure(next, "%s, which gives containers their GPUs, is not on PATH", name)
 }
 
-// examineUnit looks for settings of the unit that keep bare sheep from GPUs,
-// at once or at the next `systemctl daemon-reload`.
+// examineUnit looks for settings of the unit that take GPUs from bare sheep, at once or at
+// the next `systemctl daemon-reload`.
 func examineUnit(ctx context.Context) []Finding {
 	systemctl, err := exec.LookPath("systemctl")
 	if err != nil {
@@ -186,7 +186,7 @@ func examineUnit(ctx context.Context) []Finding {
 	}
 	out, err := exec.CommandContext(ctx, systemctl, "show", "--property=DevicePolicy,PrivateDevices", "shepherdd.service").Output()
 	if err != nil {
-		return nil // no systemd runs here
+		return nil // systemd is not running
 	}
 	for line := range strings.Lines(string(out)) {
 		switch setting := strings.TrimSpace(line); setting {

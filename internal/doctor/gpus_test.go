@@ -10,7 +10,7 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// helper is a gpu.Helper whose program does what the script says.
+// helper returns a gpu.Helper whose program is the script.
 func helper(t *testing.T, script string) *gpu.Helper {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "shepherd-gpu")
@@ -18,7 +18,7 @@ func helper(t *testing.T, script string) *gpu.Helper {
 	return gpu.NewHelper(gpu.HelperConfig{Program: path})
 }
 
-// telling is a helper that knows the GPUs.
+// telling returns a helper that reports the GPUs.
 func telling(t *testing.T, gpus ...gpu.GPU) *gpu.Helper {
 	t.Helper()
 	text, err := json.Marshal(gpu.Inventory{Driver: "550.54.15", CUDA: "12.4", GPUs: gpus})
@@ -72,7 +72,7 @@ func TestDriver(t *testing.T) {
 	expect(t, check(telling(t, tired), nil), Warning, "3 uncorrectable", "reset")
 }
 
-// TestSpecs reads CDI specs that are sound, out of date, and no specs.
+// TestSpecs reads CDI specs that are valid, out of date, and invalid.
 func TestSpecs(t *testing.T) {
 	dir, machine := t.TempDir(), t.TempDir()
 	library := filepath.Join(machine, "libcuda.so.1")
@@ -105,7 +105,7 @@ containerEdits:
 	expect(t, check.Examine(t.Context()), Failure, "broken.yaml: an entry of a list in it is empty, and no spec counts beside it", "write it again")
 }
 
-// TestHook looks for the hook where CDI cannot do.
+// TestHook looks for the hook if CDI cannot be used.
 func TestHook(t *testing.T) {
 	bin := t.TempDir()
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
@@ -118,8 +118,7 @@ func TestHook(t *testing.T) {
 	healthy(t, check.Examine(t.Context()))
 }
 
-// TestUnit reads settings of the service by which GPUs are lost at a
-// daemon-reload.
+// TestUnit reads settings of the service that take GPUs away at a daemon-reload.
 func TestUnit(t *testing.T) {
 	bin := t.TempDir()
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))

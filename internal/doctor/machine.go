@@ -44,7 +44,7 @@ func (p Programs) Examine(ctx context.Context) []Finding {
 	return findings
 }
 
-// versionOf is the first line of a program's --version, if it has any.
+// versionOf returns the first line of a program's --version, or "".
 func versionOf(ctx context.Context, path string) string {
 	out, err := exec.CommandContext(ctx, path, "--version").Output()
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
@@ -95,7 +95,7 @@ func (c Cgroups) Examine(context.Context) []Finding {
 	return append(findings, writable(filepath.Join(c.Root, "memory"))...)
 }
 
-// writable examines whether groups can be made.
+// writable examines whether groups can be created.
 func writable(dir string) []Finding {
 	if err := unix.Access(dir, unix.W_OK); err != nil {
 		return []Finding{warning("run shepherdd as root, or with Delegate=yes",
@@ -159,7 +159,7 @@ func (StateOwner) Name() string { return "owner" }
 func (s StateOwner) Examine(context.Context) []Finding {
 	var st unix.Stat_t
 	if err := unix.Stat(s.Path, &st); err != nil {
-		return nil // the check of disks tells
+		return nil // Disks reports it
 	}
 	if int(st.Uid) != s.UID || int(st.Gid) != s.UID {
 		return []Finding{warning(fmt.Sprintf("chown %d:%d %s", s.UID, s.UID, s.Path),
@@ -168,12 +168,12 @@ func (s StateOwner) Examine(context.Context) []Finding {
 	return []Finding{ok("%s belongs to the service", s.Path)}
 }
 
-// Disks examines the free space where something is written.
+// Disks examines the free space of the directories that are written to.
 type Disks struct {
-	// Paths are where, by the key of the configuration.
+	// Paths are the directories, by configuration key.
 	Paths map[string]string
-	// Unmounted returns the mount point that a path lies on, if nothing is mounted
-	// there; nil means mounts.Missing.
+	// Unmounted returns the mount point that a path is on, if nothing is mounted there;
+	// nil means mounts.Missing.
 	Unmounted func(path string) (mountPoint string, err error)
 }
 
@@ -190,7 +190,7 @@ func (Disks) Name() string { return "disk" }
 // Examine implements Check.
 func (d Disks) Examine(context.Context) []Finding {
 	var findings []Finding
-	on := make(map[unix.Fsid][]string) // what lies on each file system
+	on := make(map[unix.Fsid][]string) // the paths on each file system
 	var order []unix.Fsid
 	unmounted := d.Unmounted
 	if unmounted == nil {
@@ -226,7 +226,7 @@ func (d Disks) Examine(context.Context) []Finding {
 	return findings
 }
 
-// usable is the directory that is written to, or the problem with it.
+// usable returns the directory that is written to, or the problem with it.
 func usable(what, path string) (at string, problem *Finding) {
 	at, err := existing(path)
 	if err == nil {
@@ -263,7 +263,7 @@ func judgeSpace(what string, st unix.Statfs_t) Finding {
 	return ok("%s", text)
 }
 
-// existing is the path, or its nearest parent that exists: the rest is created when it
+// existing returns the path, or its nearest parent that exists: the rest is created when it
 // is needed.
 func existing(path string) (string, error) {
 	for {
@@ -275,7 +275,7 @@ func existing(path string) (string, error) {
 	}
 }
 
-// round keeps three digits at most.
+// round keeps at most three digits.
 func round(n int64) string {
 	for _, unit := range []int64{1 << 40, 1 << 30, 1 << 20, 1 << 10} {
 		if n >= 10*unit {
@@ -285,7 +285,7 @@ func round(n int64) string {
 	return size.Bytes(n).String()
 }
 
-// Limits examines what the system allows one process.
+// Limits examines the process's resource limits.
 type Limits struct{ Sheep int }
 
 // Name implements Check.

@@ -151,7 +151,7 @@ func TestLimits(t *testing.T) {
 	expect(t, Limits{Sheep: int(limit.Max/64) + 1}.Examine(t.Context()), Warning, fmt.Sprint(limit.Max), "LimitNOFILE=")
 }
 
-// TestKernel examines this kernel, and what older ones and filters answer.
+// TestKernel examines this kernel, and the answers of older ones and of filters.
 func TestKernel(t *testing.T) {
 	const role = "SHEPHERD_TEST_KERNEL"
 	if kernel := os.Getenv(role); kernel != "" {

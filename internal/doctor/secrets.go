@@ -13,10 +13,9 @@ import (
 // Secrets checks that no file with secrets can be read or changed by another user of
 // the machine.
 type Secrets struct {
-	// Files hold secrets, or may hold them: configurations, keys, tokens.
+	// Files may contain secrets: configurations, keys, tokens.
 	Files []string
-	// Dirs are searched: no file with secrets below may be readable for others, unless
-	// the directory itself keeps them out.
+	// Dirs are searched for files with secrets that other users can read.
 	Dirs []string
 }
 
@@ -30,10 +29,10 @@ func (s Secrets) Examine(ctx context.Context) []Finding {
 	for _, path := range s.Files {
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // whoever needs it says so
+			continue // the check of the part that needs it reports that
 		}
 		if err != nil {
-			findings = append(findings, told(Warning, err, "run this as the daemon's user"))
+			findings = append(findings, fromError(Warning, err, "run this as the daemon's user"))
 			continue
 		}
 		checked++
@@ -47,7 +46,7 @@ func (s Secrets) Examine(ctx context.Context) []Finding {
 	}
 	for _, dir := range s.Dirs {
 		if findings = append(findings, openBelow(ctx, dir)...); ctx.Err() != nil {
-			return append(findings, told(Warning, context.Cause(ctx), ""))
+			return append(findings, fromError(Warning, context.Cause(ctx), ""))
 		}
 		checked++
 	}
@@ -69,7 +68,7 @@ func hidden(path string) bool {
 	}
 }
 
-// mostOpen is how many files of a directory are named.
+// mostOpen is the number of files of a directory that are named.
 const mostOpen = 3
 
 // openBelow names the files below a directory that others can read, if they can reach
@@ -89,7 +88,7 @@ func openBelow(ctx context.Context, dir string) []Finding {
 			return fs.SkipAll
 		}
 		if err != nil {
-			return nil // what cannot be read is not open
+			return nil // unreadable, so not open
 		}
 		info, err := d.Info()
 		if err != nil {

@@ -21,11 +21,11 @@ import (
 // Probe examines something that reports its own problems: storage, the registry, a
 // running daemon.
 type Probe struct {
-	Title string
-	Well  string // what is said of it then
-	Next  string // what to do where its error names nothing
-	Mild  bool   // its failure keeps no job from being done
-	Ask   func(context.Context) error
+	Title    string
+	Success  string // the message if Ask succeeds
+	Next     string // what to do if the error does not say it
+	WarnOnly bool   // a failure is a Warning
+	Ask      func(context.Context) error
 }
 
 // Name implements Check.
@@ -35,23 +35,23 @@ func (p Probe) Name() string { return p.Title }
 func (p Probe) Examine(ctx context.Context) []Finding {
 	err := p.Ask(ctx)
 	level := Failure
-	if p.Mild {
+	if p.WarnOnly {
 		level = Warning
 	}
 	switch {
 	case err == nil:
-		return []Finding{ok("%s", p.Well)}
+		return []Finding{ok("%s", p.Success)}
 	case errors.Is(err, context.DeadlineExceeded):
-		return []Finding{{Level: level, Message: fmt.Sprintf("there was no answer within %s", patience), Next: p.Next}}
+		return []Finding{{Level: level, Message: fmt.Sprintf("there was no answer within %s", checkTime), Next: p.Next}}
 	}
-	return []Finding{told(level, err, p.Next)}
+	return []Finding{fromError(level, err, p.Next)}
 }
 
 // Ledger examines the record of jobs.
 type Ledger struct {
 	Path string
-	// Inspect reads all of it and returns how many jobs it records, and when it was
-	// changed last. The error is of class NotFound when there is no ledger yet.
+	// Inspect checks the ledger and returns the number of its jobs and the time of its last
+	// change. The error is of class NotFound when there is no ledger yet.
 	Inspect func(context.Context) (jobs int, lastChange time.Time, err error)
 }
 
@@ -67,7 +67,7 @@ func (l Ledger) Examine(ctx context.Context) []Finding {
 	case errdefs.IsInternal(err):
 		return []Finding{failure("stop shepherdd, move the file and the files beside it away, and restore a backup (docs/operations.md); without a backup, start with an empty ledger: results stay in storage", "%s", errtext.Of(err))}
 	case err != nil:
-		return []Finding{told(Failure, err, "run it as the user that shepherdd runs as")}
+		return []Finding{fromError(Failure, err, "run it as the user that shepherdd runs as")}
 	}
 	findings := []Finding{ok("%s is intact, with %s", l.Path, plural(jobs, "job"))}
 	if behind := time.Until(lastChange); behind > skewNoted {
@@ -77,10 +77,10 @@ func (l Ledger) Examine(ctx context.Context) []Finding {
 	return findings
 }
 
-// Clock examines the clock. Storage refuses requests where it is off by a quarter of an
+// Clock examines the clock. Storage refuses requests if it is wrong by a quarter of an
 // hour.
 type Clock struct {
-	// Storage is the address of a server whose clock is to be compared, or empty.
+	// Storage is the address of a server to compare the clock with; it may be empty.
 	Storage string
 	Client  *http.Client
 }
@@ -101,7 +101,7 @@ func (c Clock) Examine(ctx context.Context) []Finding {
 		findings = append(findings, warning("run timedatectl set-ntp true, or install chrony", "the clock is not synchronized, as the kernel reports"))
 	}
 	if c.Storage != "" {
-		if skew, err := c.skew(ctx); err == nil { // the check of storage says why it does not answer
+		if skew, err := c.skew(ctx); err == nil { // the check of storage reports an error
 			findings = append(findings, judgeSkew(skew)...)
 		}
 	}
@@ -127,7 +127,7 @@ func (c Clock) skew(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	// A Date is cut to the second, so it is half a second early on average.
+	// Date is truncated to the second, so it is half a second early on average.
 	ours := asked.Add(time.Since(asked) / 2)
 	return theirs.Add(500 * time.Millisecond).Sub(ours), nil
 }
@@ -152,14 +152,13 @@ func judgeSkew(skew time.Duration) []Finding {
 type Listeners struct {
 	Host string
 	Port int
-	// Up means that the daemon is running, which then has the port.
+	// Up means that the daemon is running and uses the port.
 	Up bool
-	// Guarded means that clients need credentials.
+	// Guarded means that the API requires credentials.
 	Guarded bool
 	// AllOrigins means that scripts of web pages of any origin may read answers.
 	AllOrigins bool
-	// Others are further addresses that the daemon listens on, by the key that
-	// sets them.
+	// Others are further addresses that the daemon listens on, by configuration key.
 	Others map[string]string
 }
 
@@ -189,7 +188,7 @@ func (d Listeners) Examine(ctx context.Context) []Finding {
 	return findings
 }
 
-// free examines whether an address can be listened on.
+// free examines whether a process can listen on an address.
 func free(ctx context.Context, key, at string) []Finding {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", at)
 	switch {
@@ -203,14 +202,14 @@ func free(ctx context.Context, key, at string) []Finding {
 	return []Finding{failure("set "+key+" to an address of this machine that shepherdd may use", "nothing can listen on %s: %v", at, err)}
 }
 
-// Leftovers looks for what sheep that are no longer configured left, and for what is
-// not shepherd's in the directories that it cleans.
+// Leftovers looks for files of sheep that are no longer configured, and for foreign files in
+// the directories that shepherd cleans.
 type Leftovers struct {
-	Sheep []string // those that are configured
-	// DataRoot has a directory for each sheep, with those of attempts, which have a
-	// file called Mark. Others' files may be there.
+	Sheep []string // the configured ones
+	// DataRoot has a directory for each sheep, which has a directory for each attempt with a
+	// file called Mark. DataRoot may have other files, too.
 	DataRoot, Mark string
-	// StateDirs have a directory for each sheep, and nothing of others.
+	// StateDirs have a directory for each sheep, and nothing else.
 	StateDirs []string
 	Known     []string // directories in them that are not sheep's
 }
@@ -256,8 +255,8 @@ func (l Leftovers) Examine(context.Context) []Finding {
 	return findings
 }
 
-// directories names the directories in a directory; none where there is none yet, or
-// the check of disks tells.
+// directories returns the names of the directories in dir; none if dir cannot be read, which
+// Disks reports.
 func directories(dir string) (names []string) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
@@ -268,7 +267,7 @@ func directories(dir string) (names []string) {
 	return names
 }
 
-// ofSheep reports whether a directory of the data root was a sheep's: it is empty, or
+// ofSheep reports whether a directory of the data root belonged to a sheep: it is empty, or
 // has directories of attempts.
 func (l Leftovers) ofSheep(path string) bool {
 	entries, err := os.ReadDir(path)
@@ -283,8 +282,8 @@ func (l Leftovers) ofSheep(path string) bool {
 	return len(entries) == 0
 }
 
-// unmarked names the directories in a sheep's that are called as those of attempts and
-// have no mark.
+// unmarked returns the directories in a sheep's directory that have the name of an attempt
+// but no mark.
 func (l Leftovers) unmarked(sheep string) (paths []string) {
 	for _, name := range directories(sheep) {
 		path := filepath.Join(sheep, name)
@@ -295,7 +294,7 @@ func (l Leftovers) unmarked(sheep string) (paths []string) {
 	return paths
 }
 
-// some are the first of a list's paths.
+// some returns the first paths of a list as text.
 func some(paths []string) string {
 	const most = 5
 	if more := len(paths) - most; more > 0 {

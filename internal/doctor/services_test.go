@@ -16,7 +16,7 @@ import (
 )
 
 func TestProbe(t *testing.T) {
-	p := Probe{Title: "x", Well: "it answers", Next: "look", Ask: func(context.Context) error { return nil }}
+	p := Probe{Title: "x", Success: "it answers", Next: "look", Ask: func(context.Context) error { return nil }}
 	healthy(t, p.Examine(t.Context()))
 	p.Ask = func(context.Context) error { return errors.New("it is away: start it") }
 	expect(t, p.Examine(t.Context()), Failure, "it is away", "start it")
@@ -26,8 +26,7 @@ func TestProbe(t *testing.T) {
 	expect(t, p.Examine(ctx), Failure, "no answer", "look")
 }
 
-// TestLedger examines one that is not there, one that is sound, and one that is
-// no ledger.
+// TestLedger examines a missing ledger, an intact one, and a file that is no ledger.
 func TestLedger(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	check := Ledger{Path: path, Inspect: func(ctx context.Context) (int, time.Time, error) {
@@ -56,7 +55,7 @@ func TestLedger(t *testing.T) {
 	expect(t, check.Examine(t.Context()), Failure, path, "restore a backup")
 }
 
-// TestClock compares the clock with servers' whose is off.
+// TestClock compares the clock with those of servers that are wrong.
 func TestClock(t *testing.T) {
 	for off, want := range map[time.Duration]Level{
 		0: OK, time.Minute: Warning, -time.Minute: Warning, 20 * time.Minute: Failure, -time.Hour: Failure,

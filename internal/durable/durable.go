@@ -1,5 +1,4 @@
-// Package durable has the few steps that keep files through a power cut, and one
-// process out of another's.
+// Package durable makes files survive a power cut, and locks files between processes.
 package durable
 
 import (
@@ -31,9 +30,9 @@ func SyncDirs(dirs ...string) error {
 	return nil
 }
 
-// Open is os.OpenFile for a regular file or a directory, on
-// which reads and writes never wait for a peer. os.OpenFile offers each file to
-// the runtime's poller, which for these costs five system calls to be refused.
+// Open is os.OpenFile for a regular file or a directory, whose reads and writes never wait for
+// a peer. os.OpenFile tries to add each file to the runtime's poller, which for these fails
+// after five system calls.
 func Open(path string, flags int, mode os.FileMode) (*os.File, error) {
 	for {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, uint32(mode.Perm()))
@@ -46,8 +45,8 @@ func Open(path string, flags int, mode os.FileMode) (*os.File, error) {
 	}
 }
 
-// WriteFile replaces a small file: after a crash it is there as it was, or whole
-// as it is now. It writes path.new first; one caller at a time writes a path.
+// WriteFile replaces a small file atomically: after a crash it has either the old or the new
+// content. It writes path.new first; there may be one writer of a path at a time.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
@@ -72,7 +71,7 @@ type BusyError struct {
 
 func (e *BusyError) Error() string { return fmt.Sprintf("%s is locked by another process", e.Path) }
 
-// maxText is how much of a lock's file is read, in bytes.
+// maxText is the most bytes that are read of a lock's file.
 const maxText = 256
 
 // FileLock is the lock on a file that this process has.
@@ -110,8 +109,8 @@ func Lock(path string, within time.Duration) (l *FileLock, was string, err error
 	return &FileLock{f}, was, readErr
 }
 
-// Sign replaces what the file holds, for who finds it locked.
-func (l *FileLock) Sign(text string) error {
+// SetText replaces the content of the file, which other processes find in BusyError.Text.
+func (l *FileLock) SetText(text string) error {
 	if err := l.Clear(); err != nil {
 		return err
 	}

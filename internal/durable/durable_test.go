@@ -15,10 +15,10 @@ func TestLock(t *testing.T) {
 	if err != nil || was != "" {
 		t.Fatalf("%q, %v", was, err)
 	}
-	if err := first.Sign("one and a longer text"); err != nil {
+	if err := first.SetText("one and a longer text"); err != nil {
 		t.Fatal(err)
 	}
-	if err := first.Sign("one"); err != nil {
+	if err := first.SetText("one"); err != nil {
 		t.Fatal(err)
 	}
 	var busy *BusyError

@@ -1,4 +1,4 @@
-// Package errtext has the text of an error as people read it.
+// Package errtext formats errors for people.
 package errtext
 
 import (

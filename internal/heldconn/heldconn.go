@@ -118,7 +118,7 @@ func (h *Holder) Held() int {
 }
 
 // Wait returns when no connection is held. Close and End come first. When ctx ends, answers
-// that clients have not received are broken off.
+// that clients have not received are aborted.
 func (h *Holder) Wait(ctx context.Context) {
 	stop := context.AfterFunc(ctx, h.hurry)
 	defer stop()

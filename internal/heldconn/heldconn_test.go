@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// hang is for what should take far less.
+// hang is the time limit of operations that take far less.
 const hang = time.Minute
 
 var errStopping = errors.New("stopping")
@@ -134,7 +134,7 @@ func (w *world) answer(out http.ResponseWriter, r *Request) {
 	fmt.Fprintf(out, "held: %s", r.URL.Path)
 }
 
-// The sender's buffer of a connection takes a large answer, and no buffers take a huge one.
+// A large answer fits into the send buffer of a connection, a huge one does not.
 const (
 	large = 128 << 10
 	huge  = 16 << 20
@@ -266,8 +266,8 @@ func TestNextRequestComesEarly(t *testing.T) {
 	})
 }
 
-// TestLastAnswerArrives has clients read the last answer after the server has closed the
-// connection, on which they have sent something that it did not read.
+// TestLastAnswerArrives: clients read the last answer after the server has closed the
+// connection, although it has not read all that they sent.
 func TestLastAnswerArrives(t *testing.T) {
 	for name, end := range map[string]string{"of the client": "Connection: close\r\n", "of the server": ""} {
 		t.Run(name, func(t *testing.T) {
@@ -290,7 +290,8 @@ func TestLastAnswerArrives(t *testing.T) {
 	}
 }
 
-// TestClientDoesNotReceive has a client not read an answer that its connection does not hold.
+// TestClientDoesNotReceive: a client does not read an answer that is larger than the
+// connection's buffers.
 func TestClientDoesNotReceive(t *testing.T) {
 	w := newWorld(t, "tcp", hang)
 	c := w.dial()
@@ -323,7 +324,7 @@ func TestClientLeaves(t *testing.T) {
 	c.expectEnd()
 }
 
-// TestNotHeld has requests that Hold refuses answered by their handlers.
+// TestNotHeld: handlers answer the requests that Hold refuses.
 func TestNotHeld(t *testing.T) {
 	w := newWorld(t, "tcp", hang)
 	c := w.dial()
@@ -337,7 +338,7 @@ func TestNotHeld(t *testing.T) {
 	}
 }
 
-// TestEnd ends the requests that are held, whose connections are closed then.
+// TestEnd ends the held requests, whose connections are then closed.
 func TestEnd(t *testing.T) {
 	w := newWorld(t, "tcp", hang)
 	idle, open, early := w.dial(), w.dial(), w.dial()

@@ -8,13 +8,13 @@ import (
 )
 
 // TestDependenciesAreDescribed compares the modules that the programs' own
-// packages import with those that docs/dependencies.md says something about.
+// packages import with those that docs/dependencies.md lists.
 func TestDependenciesAreDescribed(t *testing.T) {
 	text, err := os.ReadFile("../../docs/dependencies.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, table, _ := strings.Cut(string(text), "## What is linked, and why")
+	_, table, _ := strings.Cut(string(text), "## Linked modules")
 	described := map[string]bool{}
 	for line := range strings.Lines(table) {
 		if modules, _, ok := strings.Cut(strings.TrimPrefix(line, "|"), "|"); ok {
@@ -45,7 +45,7 @@ func TestDependenciesAreDescribed(t *testing.T) {
 	}
 	for m := range used {
 		if !described[m] {
-			t.Errorf("%s is linked, and docs/dependencies.md does not say what for: look at it (make vuln), and describe it", m)
+			t.Errorf("%s is linked, and docs/dependencies.md does not list it: check it (make vuln) and add it", m)
 		}
 	}
 	for m := range described {

@@ -1,5 +1,5 @@
-// Package layout holds no code: its test keeps imports pointing one way, as
-// docs/architecture.md draws them.
+// Package layout has no code: its test checks that imports go in one direction, as
+// docs/architecture.md describes.
 package layout
 
 import (
@@ -14,8 +14,8 @@ import (
 
 const module = "github.com/iterait/shepherd"
 
-// allowed lists, for each room, which other rooms it may import. A room that is
-// not listed may import nothing of ours. Test files and test are free, and so are
+// allowed lists the components that each component may import. A component that is not
+// listed may import no other one. The rules do not apply to test files, the folder test and
 // the programs of cmd that are not listed.
 var allowed = map[string][]string{
 	"cmd/shepherdd": {"cli"},
@@ -76,7 +76,7 @@ var allowed = map[string][]string{
 	"contrib/fleet":           {"client", "examples", "internal/port", "internal/proc", "job", "ledger/postgres"},
 }
 
-// owner is the room a package belongs to: the longest listed prefix.
+// owner returns the component of a package: the longest listed prefix.
 func owner(pkg string) string {
 	for p := pkg; p != ""; {
 		if _, ok := allowed[p]; ok {
@@ -95,22 +95,22 @@ func TestImportsPointOneWay(t *testing.T) {
 	checked := 0
 	for pkg, imports := range list(t, "{{.ImportPath}} {{join .Imports \" \"}}", module+"/...") {
 		pkg = strings.TrimPrefix(pkg, module+"/")
-		room := owner(pkg)
-		if strings.HasPrefix(pkg, "test/") || room == "" && strings.HasPrefix(pkg, "cmd/") {
+		component := owner(pkg)
+		if strings.HasPrefix(pkg, "test/") || component == "" && strings.HasPrefix(pkg, "cmd/") {
 			continue
 		}
-		if room == "" {
-			t.Errorf("%s is in no room: add it to the table, or put it where it belongs", pkg)
+		if component == "" {
+			t.Errorf("%s belongs to no component: add it to the table, or move it", pkg)
 			continue
 		}
 		checked++
 		for _, imported := range imports {
 			imported, ours := strings.CutPrefix(imported, module+"/")
-			if !ours || owner(imported) == room {
+			if !ours || owner(imported) == component {
 				continue
 			}
-			if !within(imported, allowed[room]) {
-				t.Errorf("%s imports %s; %s may import only %v", pkg, imported, room, allowed[room])
+			if !within(imported, allowed[component]) {
+				t.Errorf("%s imports %s; %s may import only %v", pkg, imported, component, allowed[component])
 			}
 		}
 	}
@@ -119,17 +119,17 @@ func TestImportsPointOneWay(t *testing.T) {
 	}
 }
 
-func within(pkg string, rooms []string) bool {
-	for _, room := range rooms {
-		if pkg == room || strings.HasPrefix(pkg, room+"/") {
+func within(pkg string, components []string) bool {
+	for _, component := range components {
+		if pkg == component || strings.HasPrefix(pkg, component+"/") {
 			return true
 		}
 	}
 	return false
 }
 
-// TestDaemonIsFree checks what the daemon must not link: ZeroMQ lives in the
-// shim, where a hostile runner can do no harm, and cgo nowhere near.
+// TestDaemonIsFree checks that the daemon links neither ZeroMQ, which only the shim links, so
+// that a hostile runner cannot harm the daemon, nor cgo.
 func TestDaemonIsFree(t *testing.T) {
 	claims.Hold(t, "M3")
 	for pkg := range list(t, "{{.ImportPath}} x", "-deps", module+"/cmd/shepherdd") {
@@ -141,7 +141,7 @@ func TestDaemonIsFree(t *testing.T) {
 	}
 }
 
-// TestShimIsSmall checks that what runs beside every runner stays small.
+// TestShimIsSmall checks that the shim, of which every runner has one, stays small.
 func TestShimIsSmall(t *testing.T) {
 	for pkg := range list(t, "{{.ImportPath}} x", "-deps", module+"/cmd/shepherd-shim") {
 		for _, banned := range []string{"net/http", module + "/config", module + "/storage", module + "/ledger"} {

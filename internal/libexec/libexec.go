@@ -1,5 +1,5 @@
 // Package libexec finds shepherd's helper programs, which packages install into a directory
-// of their own and builds leave beside the daemon.
+// of their own and builds put beside the daemon.
 package libexec
 
 import (
@@ -9,8 +9,7 @@ import (
 	"path/filepath"
 )
 
-// dir is where packages put such programs, seen from the directory of those that
-// are for people.
+// dir is the directory of such programs, relative to that of the daemon.
 const dir = "../libexec/shepherd"
 
 // Find returns the absolute path of a program: given or, if that is empty, the program with

@@ -1,5 +1,5 @@
-// Package lifetime lets servers begin and end in one way: each is run by a call
-// that blocks, ends with its context, and leaves nothing behind.
+// Package lifetime runs servers: a call that blocks until its context ends, and leaves
+// nothing running.
 package lifetime
 
 import (
@@ -24,7 +24,7 @@ func Serve(ctx context.Context, s *http.Server, l net.Listener, grace time.Durat
 		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 		defer cancel()
 		if s.Shutdown(within) != nil {
-			s.Close() // they had their time
+			s.Close() // grace is over
 		}
 	})
 	err := s.Serve(l)

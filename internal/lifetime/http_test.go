@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// hang is for what should take far less.
+// hang is the time limit of operations that take far less.
 const hang = time.Minute
 
 func listen(t *testing.T) net.Listener {
@@ -24,8 +24,8 @@ func listen(t *testing.T) net.Listener {
 	return l
 }
 
-// A request under way is answered though the server is told to end; one that
-// takes longer than the grace is broken off.
+// A request in progress is answered although the server is stopping; one that takes longer than
+// the grace period is aborted.
 func TestServe(t *testing.T) {
 	for name, c := range map[string]struct {
 		grace time.Duration

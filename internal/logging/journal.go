@@ -29,11 +29,11 @@ type JournalConfig struct {
 }
 
 // Journal writes records to systemd's journal, in its native protocol
-// (systemd's docs/JOURNAL_NATIVE_PROTOCOL.md): the line that the text layout has
-// behind its time and level is MESSAGE, the level PRIORITY, and each attribute,
-// job=… for one, a field of its own, SHEPHERD_JOB.
+// (systemd's docs/JOURNAL_NATIVE_PROTOCOL.md): MESSAGE is the line of the text layout without
+// time and level, PRIORITY is the level, and each attribute is a field: job=… is
+// SHEPHERD_JOB.
 type Journal struct {
-	conn  *net.UnixConn // connected to nothing: the journal may be started again
+	conn  *net.UnixConn // not connected: the journal may be restarted
 	to    *net.UnixAddr
 	level slog.Leveler
 	fixed []byte // the fields that every entry has
@@ -56,7 +56,7 @@ func NewJournal(cfg JournalConfig) (*slog.Logger, *Journal, error) {
 	_, err := os.Stat(cfg.Socket)
 	var conn *net.UnixConn
 	if err == nil {
-		conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram"}) // under a name of the kernel's choice
+		conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram"}) // the kernel chooses the name
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("log to systemd's journal: %w (set logging.format to text or json where there is none)", err)
@@ -122,7 +122,7 @@ func priority(l slog.Level) int {
 	return 7
 }
 
-// send sends an entry: in a datagram or, if it is too large for one, in a file in memory.
+// send sends an entry: as a datagram or, if it is too large for one, as a memfd.
 func (j *Journal) send(entry []byte) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -147,7 +147,7 @@ func (j *Journal) send(entry []byte) error {
 	return err
 }
 
-// appendFields adds the fields of an attribute; a group's have its name in front.
+// appendFields adds the fields of an attribute; those of a group have its name as a prefix.
 func appendFields(b []byte, prefix string, a slog.Attr) []byte {
 	v := a.Value.Resolve()
 	if a.Equal(slog.Attr{}) {
@@ -190,8 +190,7 @@ func fieldName(key string) string {
 	return name[:min(len(name), 64)]
 }
 
-// appendField writes NAME=value or, where the value has several lines, its length
-// before it.
+// appendField writes NAME=value or, if the value has several lines, its length before it.
 func appendField(b []byte, name, value string) []byte {
 	b = append(b, name...)
 	if !strings.Contains(value, "\n") {

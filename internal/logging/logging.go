@@ -22,7 +22,7 @@ type Config struct {
 	JSON  bool
 }
 
-// New makes a logger that writes to w, one line a record.
+// New makes a logger that writes to w, one line per record.
 func New(w io.Writer, cfg Config) *slog.Logger {
 	if cfg.Level == nil {
 		cfg.Level = slog.LevelInfo

@@ -23,7 +23,7 @@ type Mark []Position
 // Span is a part of the logs. One without an end has not ended.
 type Span struct{ Begin, End Mark }
 
-// At is where a file ends.
+// At returns the position of the end of a file.
 func At(f *os.File) Position {
 	info, err := f.Stat()
 	if err != nil {
@@ -32,7 +32,7 @@ func At(f *os.File) Position {
 	return Position{Inode: Inode(info), Offset: info.Size()}
 }
 
-// Inode is a file's number.
+// Inode returns a file's inode number.
 func Inode(info os.FileInfo) uint64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return st.Ino
@@ -40,7 +40,7 @@ func Inode(info os.FileInfo) uint64 {
 	return 0
 }
 
-// String writes a span; Parse reads it. It is empty where nothing is known.
+// String formats a span for Parse. It is empty if no position is known.
 func (s Span) String() string {
 	if len(s.Begin) == 0 {
 		return ""
@@ -52,7 +52,7 @@ func (s Span) String() string {
 	return text
 }
 
-// String writes a mark: INODE:OFFSET, with commas between.
+// String formats a mark: INODE:OFFSET, separated by commas.
 func (m Mark) String() string {
 	parts := make([]string, len(m))
 	for i, p := range m {
@@ -82,7 +82,7 @@ func Parse(text string) (Span, error) {
 	return s, nil
 }
 
-// maxLogs is how many logs a mark can be of.
+// maxLogs is the largest number of logs of a mark.
 const maxLogs = 4
 
 func parseMark(text string) (Mark, error) {

@@ -24,8 +24,8 @@ var escape = regexp.MustCompile(`(?:\x1b\[|\x{9b})[0-?]*[ -/]*[@-~]?` +
 	`|(?:\x1b[\]PX^_]|[\x{9d}\x{90}\x{98}\x{9e}\x{9f}])[^\x07\x1b\x{9c}\n]*(?:\x07|\x1b\\|\x{9c})?` +
 	`|\x1b[ -/]*[0-~]?`)
 
-// Clean returns text as a terminal would leave it, line by line: what a carriage
-// return overwrites is gone, and so are escape sequences and control characters.
+// Clean returns text as a terminal would show it, line by line: text before a carriage
+// return, escape sequences and control characters are removed.
 // Bytes that are not UTF-8 become U+FFFD.
 func Clean(text string) string {
 	text = strings.ToValidUTF8(text, "\ufffd")
@@ -50,7 +50,7 @@ func Clean(text string) string {
 
 // Tail returns the last lines of text, cleaned, without blank lines and
 // progress bars: at most 10 lines and 2 KiB. The lines of its Cause are among
-// them, even where more was printed after those.
+// them, even if more was printed after those.
 func Tail(text string) string {
 	lines := shown(text)
 	if len(lines) == 0 {
@@ -81,7 +81,7 @@ func Tail(text string) string {
 // Cause returns the lines of text that say why its program failed, as one line
 // of at most 500 bytes: an error that was reported, however much was printed
 // after it, or else the last line that is no progress bar, warning or stack
-// frame. It is empty where text is.
+// frame. It is empty if text is.
 func Cause(text string) string {
 	lines := shown(text)
 	if len(lines) == 0 {
@@ -116,8 +116,8 @@ func Cause(text string) string {
 	return cutBytes(out.String(), maxCauseBytes)
 }
 
-// shown are the cleaned lines with something to read in them. A progress bar
-// stays only where there is nothing else.
+// shown returns the cleaned lines that are not blank. Progress bars are kept only if there
+// is nothing else.
 func shown(text string) []string {
 	var lines, bars []string
 	for line := range strings.Lines(Clean(text)) {
@@ -140,7 +140,7 @@ var (
 	// progress is a progress bar's last state: tqdm's, pip's, wget's.
 	progress = regexp.MustCompile(`\d%\s*\|.*\||\d+/\d+ \[\d+:\d+|[━╸╺]{5}|\[[=#>]{2,}[=#>. -]*\]|\[[=#>]*[. -]{5,}\]`)
 
-	// noise is what programs print beside, or after, what went wrong.
+	// noise matches lines that programs print in addition to an error.
 	noise = regexp.MustCompile(`^\[?[IWD]\d*[ :]` + // glog, abseil, PyTorch's C++
 		`|^(?:[\d\-:.,TZ/ +]+)?\W{0,2}(?:INFO|DEBUG|TRACE|WARN|WARNING)\b` +
 		`|\b\w*Warning\b` +
@@ -162,7 +162,7 @@ var (
 		`|^\s*[\^~]+\s*$` +
 		`|^Traceback \(most recent call last\)`)
 
-	// strong is a line by which a language's runtime reports what ended the
+	// strong matches lines by which a language's runtime reports the error that ended the
 	// program.
 	strong = regexp.MustCompile(`^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Fault|Failure)(?::|$)` +
 		`|^(?:[\w.]+\.)?(?:Error|Exception): ` +
@@ -170,7 +170,7 @@ var (
 		`|^terminate called ` +
 		`|^Exception in thread |^Unhandled exception|^Uncaught `)
 
-	// weak is a line that speaks of something that went wrong.
+	// weak matches lines that mention an error.
 	weak = regexp.MustCompile(`(?i)\b(?:fatal|error|critical|exception|failed|failure|cannot|can't|could not|unable to|assertion|` +
 		`segmentation fault|no such|out of memory|aborted|killed|denied|not found|invalid|undefined|missing)\b`)
 )

@@ -73,8 +73,7 @@ func TestTail(t *testing.T) {
 	}
 }
 
-// FuzzCause: whatever a program printed, what is told of it is short, valid and
-// printable.
+// FuzzCause: the cause of any output is short, valid and printable.
 func FuzzCause(f *testing.F) {
 	for _, name := range []string{"progress-bars.txt", "teardown-noise.txt", "control-bytes.txt", "panic.txt"} {
 		text, err := os.ReadFile(filepath.Join("testdata", name))

@@ -46,7 +46,7 @@ func TestMissing(t *testing.T) {
 		{"/srv/models/digits/v1", "/srv/models", nothing},
 		{dir + "/nfs/data", "", func(string) (bool, error) { return true, nil }},
 		{dir + "/nfs/data", dir + "/nfs", func(string) (bool, error) { return false, fs.ErrNotExist }},
-		// A file system that is mounted hides what is listed above it.
+		// A mounted file system hides the listed ones above it.
 		{dir + "/nfs/deep/data", "", func(p string) (bool, error) { return p == dir+"/nfs/deep", nil }},
 	} {
 		got, err := missing(points, test.path, test.mounted)
@@ -64,7 +64,7 @@ func TestMissing(t *testing.T) {
 	if _, err := Points(dir, dir); err == nil {
 		t.Error("a directory was read as an fstab")
 	}
-	// The machine's own table: what holds this test's files is mounted.
+	// The machine's own table: the file system of this test's files is mounted.
 	if got, err := Missing("/"); got != "" || err != nil {
 		t.Errorf("the root: %q, %v", got, err)
 	}

@@ -11,18 +11,17 @@ import (
 	"syscall"
 )
 
-// The ports that Free draws from. Its end is lower where the kernel gives ports
-// below it to clients' connections.
+// The ports that Free draws from. The end is lower if the ephemeral ports of the kernel begin
+// below it.
 const (
 	first = 10_000
 	end   = 32_000
 )
 
-// Free returns a port of the host's address, or of every address where host is
-// empty, that nothing listens on. It is outside the range that the kernel gives to
-// clients' connections (ip_local_port_range), so none of those takes the port before
-// the program that it is for binds it. Where that range leaves too few ports, the
-// kernel chooses one.
+// Free returns a port of the host's address, or of every address if host is empty, that
+// nothing listens on. It is not an ephemeral port (ip_local_port_range), so no client's
+// connection takes it before the program that it is for binds it. If that range leaves too
+// few ports, the kernel chooses one.
 func Free(host string) (int, error) {
 	last := min(end, ephemeral())
 	for range 100 {
@@ -38,7 +37,7 @@ func Free(host string) (int, error) {
 	return 0, fmt.Errorf("choose a port: a hundred of those from %d to %d are in use", first, last-1)
 }
 
-// try binds the port, or one that the kernel chooses where it is 0, and returns it.
+// try binds the port, or one that the kernel chooses if it is 0, and returns it.
 func try(host string, port int) (int, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
@@ -48,11 +47,11 @@ func try(host string, port int) (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// ephemeral is the lowest port that the kernel gives to clients' connections.
+// ephemeral returns the lowest ephemeral port.
 func ephemeral() int {
 	data, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {
-		return end // Linux's own is above it
+		return end // Linux's default is above it
 	}
 	var low, high int
 	if _, err := fmt.Sscan(string(data), &low, &high); err != nil {

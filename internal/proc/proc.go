@@ -1,6 +1,5 @@
-// Package proc reads what /proc says about processes and their sockets: who
-// descends from whom, who carries a mark in its environment, who listens on a
-// port. Processes come and go while it reads; what has gone is left out.
+// Package proc reads processes and their sockets from /proc: descendants, environments and
+// listeners. Processes start and end meanwhile; those that have ended are left out.
 package proc
 
 import (
@@ -16,7 +15,7 @@ import (
 )
 
 // Process is one line of the process table. Start, in clock ticks since boot,
-// tells a process from a later one with the same PID on the same boot.
+// distinguishes a process from a later one with the same PID on the same boot.
 type Process struct {
 	PID     int    `json:"pid"`
 	Start   uint64 `json:"start"`
@@ -27,7 +26,7 @@ type Process struct {
 	Name    string `json:"-"`
 }
 
-// Zombie reports whether the process has ended and only waits to be reaped.
+// Zombie reports whether the process has ended and was not reaped yet.
 func (p Process) Zombie() bool { return p.State == 'Z' || p.State == 'X' }
 
 // Read returns the process with the PID; the error is os.ErrNotExist when there
@@ -44,7 +43,7 @@ func Read(pid int) (Process, error) {
 }
 
 // ParseStat reads /proc/PID/stat, proc_pid_stat(5). The name, in parentheses,
-// may itself hold spaces and parentheses.
+// may itself contain spaces and parentheses.
 func ParseStat(data []byte) (Process, error) {
 	open, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
 	if open < 1 || end < open {
@@ -132,8 +131,8 @@ func Environ(pid int) ([]string, error) {
 	return strings.Split(string(data), "\x00"), nil
 }
 
-// Command returns a process's command line for people, shortened, or its name
-// in brackets where it has none.
+// Command returns a process's command line, shortened for display, or its name in brackets
+// if it has none.
 func Command(pid int) string {
 	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
 	text := strings.TrimSpace(strings.ReplaceAll(string(data), "\x00", " "))
@@ -182,8 +181,8 @@ func Signal(p Process, sig unix.Signal) error {
 	return nil
 }
 
-// BootID names this boot of the machine: process ids and start times mean
-// nothing on another.
+// BootID identifies this boot of the machine: process ids and start times are valid only
+// within one.
 func BootID() (string, error) {
 	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -31,8 +31,7 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
-// FuzzParseStat: what is read of a process means the same when it is written as the
-// kernel does.
+// FuzzParseStat: a parsed line survives a round trip in the kernel's format.
 func FuzzParseStat(f *testing.F) {
 	for _, name := range []string{"a) b", "", "(", ") S 1 2 3", "\n", "\xff"} {
 		f.Add([]byte("12 (" + name + ") S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 424242 1000 10\n"))

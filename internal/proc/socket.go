@@ -78,8 +78,8 @@ func parseListeners(r io.Reader, port int) ([]Listener, error) {
 	return found, lines.Err()
 }
 
-// ForLoopback picks the listeners that a connection to 127.0.0.1 reaches: the
-// kernel prefers the most exact address.
+// ForLoopback returns the listeners that a connection to 127.0.0.1 reaches: the kernel
+// prefers the most specific address.
 func ForLoopback(all []Listener) []Listener {
 	rank := func(l Listener) int {
 		switch a := l.Address.Addr(); {
@@ -105,8 +105,8 @@ func ForLoopback(all []Listener) []Listener {
 	return found
 }
 
-// Holders returns which of the processes have one of the listeners open. Those
-// whose descriptors may not be read are left out.
+// Holders returns those of the processes that have one of the listeners open. Processes
+// whose descriptors cannot be read are left out.
 func Holders(listeners []Listener, among []Process) []Process {
 	wanted := make(map[string]bool, len(listeners))
 	for _, l := range listeners {

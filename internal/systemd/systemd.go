@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Manager is the service manager. A nil Manager is none: its methods do nothing.
+// Manager is the service manager. The methods of a nil Manager do nothing.
 type Manager struct {
 	address   string // of its socket for notifications
 	watchdog  time.Duration
@@ -28,8 +28,8 @@ type Manager struct {
 // firstSocket is the first of the descriptors that are handed over.
 const firstSocket = 3
 
-// Take reads the service manager's variables from the environment, and removes them:
-// they are meant for this process only, not for those it starts. Without a manager it
+// Take reads the service manager's variables from the environment, and removes them, so that
+// child processes do not inherit them. Without a manager it
 // returns nil.
 func Take() (*Manager, error) {
 	mine := func(variable string) bool {
@@ -66,7 +66,7 @@ func Take() (*Manager, error) {
 	return m, nil
 }
 
-// take makes a listener of a descriptor.
+// take makes a listener from a descriptor.
 func (m *Manager) take(fd int, name string) error {
 	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), name)
@@ -81,8 +81,8 @@ func (m *Manager) take(fd int, name string) error {
 }
 
 // Listeners returns the sockets of a network, "tcp" or "unix", that the manager
-// listens on, in the order of its configuration. They are the caller's to close; the
-// manager goes on listening.
+// listens on, in the order of its configuration. The caller closes them; the manager
+// continues to listen.
 func (m *Manager) Listeners(network string) []net.Listener {
 	if m == nil {
 		return nil
@@ -92,7 +92,7 @@ func (m *Manager) Listeners(network string) []net.Listener {
 	return l
 }
 
-// Close closes the listeners that nobody has taken.
+// Close closes the listeners that Listeners has not returned.
 func (m *Manager) Close() {
 	if m == nil {
 		return
@@ -104,10 +104,10 @@ func (m *Manager) Close() {
 	}
 }
 
-// Notifies reports whether the manager takes notifications.
+// Notifies reports whether the manager accepts notifications.
 func (m *Manager) Notifies() bool { return m.Address() != "" }
 
-// Address is the manager's socket for notifications; empty for none.
+// Address returns the manager's socket for notifications, or "".
 func (m *Manager) Address() string {
 	if m == nil {
 		return ""
@@ -115,7 +115,8 @@ func (m *Manager) Address() string {
 	return m.address
 }
 
-// Watchdog is the longest time between calls of Alive that the manager accepts; 0 is any.
+// Watchdog returns the longest time between calls of Alive that the manager accepts; 0 is no
+// limit.
 func (m *Manager) Watchdog() time.Duration {
 	if !m.Notifies() {
 		return 0
@@ -140,7 +141,7 @@ func (m *Manager) Stopping(within time.Duration) error {
 	return m.tell("STOPPING=1\nEXTEND_TIMEOUT_USEC=" + strconv.FormatInt(within.Microseconds(), 10))
 }
 
-// Alive is the watchdog's keep-alive.
+// Alive sends the watchdog's keep-alive.
 func (m *Manager) Alive() error { return m.tell("WATCHDOG=1") }
 
 // Status sets the status line of the service.

@@ -16,24 +16,24 @@ import (
 	"time"
 )
 
-// Containerd is a containerd of a test's own: its root, state and socket lie in
-// a temporary folder, and it ends with the test.
+// Containerd is a separate containerd for a test: its root, state and socket are in a
+// temporary folder, and it ends with the test.
 type Containerd struct {
 	// Address is the path of its socket.
 	Address string
-	// Root holds what it keeps, State what it runs.
+	// Root is its directory for persistent data, State that for running containers.
 	Root, State string
 
 	dir      string
 	binaries string // the folder its programs are in, searched before PATH
 	process  *exec.Cmd
-	ended    chan struct{} // closed when the process has
+	ended    chan struct{} // closed when the process has ended
 	log      *os.File
-	small    bool // Root is a file system of its own
+	small    bool // Root is a separate file system
 }
 
-// StartContainerd starts the containerd that Debian's package brings, or the
-// one in the folder that SHEPHERD_TEST_CONTAINERD names. It needs root.
+// StartContainerd starts the containerd of Debian's package, or the one in the folder
+// SHEPHERD_TEST_CONTAINERD. It needs root.
 func StartContainerd(t testing.TB) *Containerd {
 	t.Helper()
 	if dir := os.Getenv("SHEPHERD_TEST_CONTAINERD"); dir != "" {
@@ -134,14 +134,14 @@ func (c *Containerd) Start(t testing.TB) {
 	cmd := exec.Command(filepath.Join(c.binaries, "containerd"), "-c", filepath.Join(c.dir, "config.toml"), "-l", "debug")
 	cmd.Env = append(os.Environ(), "PATH="+c.binaries+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = c.log, c.log
-	// Should the test binary be killed, its containerd goes with it.
+	// If the test binary is killed, its containerd is killed, too.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	done := make(chan struct{})
 	c.process, c.ended = cmd, done
 	go func() {
-		// Pdeathsig counts the thread that started the process, so the thread
-		// stays for as long as the process.
+		// Pdeathsig refers to the thread that started the process, so the thread
+		// must live as long as the process.
 		runtime.LockOSThread()
 		err := cmd.Start()
 		started <- err
@@ -187,7 +187,7 @@ func (c *Containerd) Freeze(t testing.TB) {
 		t.Fatalf("freeze containerd: %v", err)
 	}
 	process := c.process.Process
-	t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) }) // it may be gone by then
+	t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) }) // it may have ended by then
 }
 
 // Thaw continues it after Freeze.
@@ -198,12 +198,12 @@ func (c *Containerd) Thaw(t testing.TB) {
 	}
 }
 
-// signal ends the process and waits until it is gone.
+// signal sends a signal to the process and waits until it has ended.
 func (c *Containerd) signal(s syscall.Signal) {
 	if c.process == nil || c.process.Process == nil {
 		return
 	}
-	_ = c.process.Process.Signal(s) // it may be gone already
+	_ = c.process.Process.Signal(s) // it may have ended already
 	select {
 	case <-c.ended:
 	case <-time.After(30 * time.Second):

@@ -27,9 +27,9 @@ import (
 // debianPackages are in the root of every Debian, beside the essential ones.
 var debianPackages = []string{"systemd", "systemd-sysv", "dbus", "containerd", "runc", "ca-certificates"}
 
-// DebianRoot unpacks a fresh Debian into a temporary folder and returns its
-// path: the essential packages, systemd, containerd and runc, nothing of ours.
-// The root is made once, by mmdebstrap, and kept in .cache.
+// DebianRoot unpacks a fresh Debian into a temporary folder and returns its path. It has the
+// essential packages, systemd, containerd and runc, but not shepherd. mmdebstrap builds the
+// root once, and it is kept in .cache.
 func DebianRoot(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -37,7 +37,7 @@ func DebianRoot(t testing.TB) string {
 	}
 	archive := debianArchive(t)
 	dir := t.TempDir()
-	// A folder that everybody may enter, which the test's own is not.
+	// A folder that every user can enter, unlike t.TempDir.
 	root := filepath.Join(dir, "root")
 	if err := errors.Join(os.Mkdir(root, 0o755), os.Chmod(dir, 0o755)); err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func DebianRoot(t testing.TB) string {
 	return root
 }
 
-// debianArchive makes the root's archive, unless it is there.
+// debianArchive creates the root's archive, unless it exists.
 func debianArchive(t testing.TB) string {
 	t.Helper()
 	args := []string{
@@ -65,7 +65,7 @@ func debianArchive(t testing.TB) string {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// Tests of several packages run at once; one makes it, the others wait.
+	// Tests of several packages run at once; one creates it, the others wait.
 	lock, err := os.OpenFile(filepath.Join(cache, "debian.lock"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func debianArchive(t testing.TB) string {
 func tail(out []byte) []byte { return out[max(0, len(out)-4096):] }
 
 // Debian is a booted Debian: systemd runs in a container that ends with the
-// test, in a network of its own that has loopback alone.
+// test, in a network namespace with only a loopback interface.
 type Debian struct {
 	// Root is its root folder.
 	Root string
@@ -131,8 +131,8 @@ func (d *Debian) boot(t testing.TB) {
 	d.leader = 0
 	d.console.Reset()
 	d.writeGroupsUnit(t)
-	// It joins the control groups before it starts anything: what is inside
-	// then lies in them, and so can be removed.
+	// It joins the control groups before it starts anything: all processes and
+	// groups inside are then in them, and can be removed.
 	script := "for g in " + strings.Join(d.groups, " ") + `; do echo $$ >$g/cgroup.procs || exit 1; done; exec "$@"`
 	d.nspawn = exec.Command("sh", "-c", script, "sh", nspawn,
 		"--register=no", "--keep-unit", "--boot", "--private-network", "--console=pipe", "--quiet",
@@ -157,8 +157,8 @@ func (d *Debian) boot(t testing.TB) {
 	})
 }
 
-// writableGroups is a unit that comes before all services: systemd-nspawn leaves
-// containers none of the old control groups to change.
+// writableGroups is a unit that is started before all services: systemd-nspawn mounts the v1
+// control groups read-only.
 const writableGroups = `[Unit]
 Description=Control groups that can be changed
 DefaultDependencies=no
@@ -308,8 +308,8 @@ func (d *Debian) end() {
 	d.groups = nil
 }
 
-// newGroups makes a control group of the name in each of the hierarchies, below
-// the one this process is in.
+// newGroups creates a control group of the name in each hierarchy, below the one this process
+// is in.
 func newGroups(t testing.TB, name string) []string {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/cgroup")
@@ -334,7 +334,7 @@ func newGroups(t testing.TB, name string) []string {
 		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			Missing(t, "a control group of its own", "systemd needs one to boot in: "+err.Error())
 		}
-		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} { // empty at first, and then of no use
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} { // empty at first, and then unusable
 			if value, err := os.ReadFile(filepath.Join(parent, f)); err == nil && strings.Contains(parts[1], "cpuset") {
 				_ = os.WriteFile(filepath.Join(group, f), value, 0o644)
 			}
@@ -344,8 +344,8 @@ func newGroups(t testing.TB, name string) []string {
 	return groups
 }
 
-// removeGroup removes a control group and those in it, once their processes,
-// which were killed, are gone.
+// removeGroup removes a control group and its subgroups, when their killed processes have
+// ended.
 func removeGroup(group string) {
 	var inside []string
 	_ = filepath.WalkDir(group, func(path string, e fs.DirEntry, err error) error {

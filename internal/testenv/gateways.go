@@ -76,7 +76,7 @@ func startGateway(t testing.TB, addr, program string, args ...string) (url, acce
 	}
 	exited := make(chan struct{})
 	go func() {
-		_ = cmd.Wait() // how it ended is in its log
+		_ = cmd.Wait() // its log has the reason
 		close(exited)
 	}()
 	t.Cleanup(func() {

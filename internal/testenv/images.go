@@ -24,7 +24,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// Layer makes a layer of an image from files by path, all executable.
+// Layer makes an image layer from files by path, all executable.
 func Layer(t testing.TB, files map[string][]byte) v1.Layer {
 	t.Helper()
 	var archive bytes.Buffer
@@ -67,7 +67,7 @@ type TarEntry struct {
 }
 
 // TarLayer makes a layer of an image from entries, in their order. Directories
-// that are not among them are not in the archive either.
+// that are not listed are not in the archive.
 func TarLayer(t testing.TB, entries ...TarEntry) v1.Layer {
 	t.Helper()
 	return stored(t, tarOf(t, entries))

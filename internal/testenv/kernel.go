@@ -12,8 +12,8 @@ import (
 type Refusal struct {
 	Call  uintptr
 	Errno unix.Errno
-	// Arg, where it is above 0, says that calls are refused only whose argument of
-	// that number, from 1, has not the value 0 in its low 32 bits.
+	// Arg, if above 0, limits the refusal to calls whose argument of that number,
+	// counted from 1, is not 0 in its low 32 bits.
 	Arg int
 }
 

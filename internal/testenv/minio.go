@@ -21,9 +21,8 @@ import (
 // minioModule is what `make test` installs into .cache/bin.
 const minioModule = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 
-// MinIO is a MinIO server of this test's own, on a loopback port with an empty
-// folder. It can be stopped and started again on the same port and data, as in
-// an outage.
+// MinIO is a separate MinIO server for a test, on a loopback port with an empty folder. It can
+// be stopped and started again on the same port and data, as in an outage.
 type MinIO struct {
 	URL       string
 	AccessKey string
@@ -90,7 +89,7 @@ func (m *MinIO) Start() {
 	}
 	m.cmd, m.exited = cmd, make(chan struct{})
 	go func(exited chan struct{}) {
-		_ = cmd.Wait() // how it ended is in its log
+		_ = cmd.Wait() // its log has the reason
 		close(exited)
 	}(m.exited)
 	if err := m.ready(); err != nil {
@@ -100,7 +99,7 @@ func (m *MinIO) Start() {
 }
 
 // ready asks the health URL until it answers, and then for a bucket until that
-// is made: for a moment a server that calls itself ready still answers with
+// is created: for a moment a server that reports ready still answers with
 // XMinioServerNotInitialized.
 func (m *MinIO) ready() error {
 	transport := &http.Transport{DisableKeepAlives: true}

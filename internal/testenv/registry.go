@@ -32,13 +32,13 @@ import (
 
 // RegistryConfig configures a registry.
 type RegistryConfig struct {
-	// Username and Password are asked of clients where Username is not empty,
+	// Username and Password are required from clients if Username is not empty,
 	// by basic authentication, or, with Token, by the registry's token server.
 	Username, Password string
 	Token              bool
 	// TLS serves HTTPS with a certificate of an authority of its own.
 	TLS bool
-	// ClientCertificate asks, with TLS, for a certificate of the same authority.
+	// ClientCertificate requires, with TLS, a client certificate of the same authority.
 	ClientCertificate bool
 }
 
@@ -46,7 +46,7 @@ type RegistryConfig struct {
 type Registry struct {
 	// Host is HOST:PORT, URL is that with the scheme.
 	Host, URL string
-	// CAFile holds the authority's certificate, with TLS.
+	// CAFile has the authority's certificate, with TLS.
 	CAFile string
 	// ClientCertFile and ClientKeyFile are for clients, with ClientCertificate.
 	ClientCertFile, ClientKeyFile string
@@ -69,15 +69,15 @@ type RegistryRequest struct {
 
 // RegistryFault is a fault that is injected into a request.
 type RegistryFault struct {
-	// Status is answered, where it is not 0, with Header.
+	// Status is answered, if not 0, with Header.
 	Status int
 	Header http.Header
-	// Text is the body with Status, where it is not empty.
+	// Text is the body with Status, if not empty.
 	Text string
-	// Body is answered, where it is not nil, with Header.
+	// Body is answered, if not nil, with Header.
 	Body []byte
-	// CutAfter breaks the connection after that many bytes of the body, where
-	// it is above 0; below 0, before any answer.
+	// CutAfter breaks the connection after that many bytes of the body, if above 0; if
+	// below 0, before any answer.
 	CutAfter int64
 	// Hold, if not nil, delays the answer until it is closed.
 	Hold <-chan struct{}
@@ -109,8 +109,8 @@ func StartRegistry(t testing.TB, cfg RegistryConfig) *Registry {
 	return r
 }
 
-// Push stores an image or an index under NAME:TAG, or NAME@DIGEST, past all
-// authentication, counting and faults.
+// Push stores an image or an index under NAME:TAG, or NAME@DIGEST, without authentication,
+// counting and faults.
 func (r *Registry) Push(t testing.TB, ref string, what remote.Taggable) {
 	t.Helper()
 	reference, err := name.ParseReference(r.Host+"/"+ref, name.Insecure)
@@ -138,7 +138,7 @@ func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
 	rec := httptest.NewRecorder()
 	served := req.Clone(req.Context())
 	if served.Body == nil {
-		served.Body = http.NoBody // a handler is never given nil
+		served.Body = http.NoBody // handlers never get nil
 	}
 	d.handler.ServeHTTP(rec, served)
 	resp := rec.Result()
@@ -174,10 +174,10 @@ func BlobBytes(requests []RegistryRequest, digest string) (n int64) {
 	return n
 }
 
-// ServeDirect answers past all authentication, counting and faults.
+// ServeDirect answers without authentication, counting and faults.
 func (r *Registry) ServeDirect(w http.ResponseWriter, req *http.Request) { r.inner.ServeHTTP(w, req) }
 
-// GiveToken makes a token without asking for credentials.
+// GiveToken issues a token without requiring credentials.
 func (r *Registry) GiveToken() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -186,7 +186,7 @@ func (r *Registry) GiveToken() string {
 	return token
 }
 
-// RevokeTokens makes the tokens given out so far invalid.
+// RevokeTokens revokes the tokens issued so far.
 func (r *Registry) RevokeTokens() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -356,7 +356,7 @@ func (a *answer) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// certificate makes an authority and a certificate for loopback.
+// certificate creates an authority and a certificate for loopback.
 func (r *Registry) certificate(t testing.TB) *tls.Config {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

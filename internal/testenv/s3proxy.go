@@ -21,7 +21,7 @@ import (
 // S3Proxy is a proxy between an S3 client and its server that counts requests and injects
 // the faults that a test configures.
 type S3Proxy struct {
-	// URL is where clients reach the server through the proxy.
+	// URL is the server's address through the proxy.
 	URL string
 
 	server  *httptest.Server
@@ -128,14 +128,14 @@ func (p *S3Proxy) Inject(fault Fault, times int, match func(*http.Request) bool)
 	p.rules = append(p.rules, &rule{match: match, times: times, fault: fault})
 }
 
-// Heal drops all faults.
+// Heal removes all faults.
 func (p *S3Proxy) Heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.rules = nil
 }
 
-// Reset forgets the requests counted so far.
+// Reset clears the recorded requests.
 func (p *S3Proxy) Reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

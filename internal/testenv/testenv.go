@@ -23,7 +23,7 @@ func Missing(t testing.TB, what, next string) {
 	t.Skipf("%s is missing: %s", what, next)
 }
 
-// Command returns the path of a program that Debian package pkg brings.
+// Command returns the path of a program of Debian's package pkg.
 func Command(t testing.TB, name, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -47,8 +47,8 @@ func Python(t testing.TB, module, pkg string) string {
 }
 
 // FreePort returns a TCP port that nothing listens on, and that no connection of a
-// client takes. No other test is given it, of this process or of another, until
-// the test ends: what is started on it later finds it free.
+// client takes. No other test gets it, in this process or another, until the test ends, so a
+// server can be started on it later.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	var failed error
@@ -67,7 +67,7 @@ func FreePort(t testing.TB) int {
 	return 0
 }
 
-// moduleRoot is the nearest folder above the test's that holds go.mod.
+// moduleRoot returns the nearest folder above the test's that has go.mod.
 func moduleRoot(t testing.TB) string {
 	t.Helper()
 	dir, err := os.Getwd()

@@ -27,6 +27,6 @@ func lock(path string) (*durable.FileLock, error) {
 	}
 	// The process id is only for the message of a lockedError: the lock holds without it,
 	// so a full disk is no error here.
-	_ = l.Sign(strconv.Itoa(os.Getpid()))
+	_ = l.SetText(strconv.Itoa(os.Getpid()))
 	return l, nil
 }

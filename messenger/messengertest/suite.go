@@ -56,8 +56,8 @@ func Run(t *testing.T, start func(t *testing.T, bind <-chan struct{}) Bench) {
 		{"impatient receiver", false, testImpatience},
 		{"answer before the end", false, testAnswerBeforeEnd},
 		{"end without an answer", false, testEnd},
-		{"unacknowledged answers come again", true, testAgain},
-		{"job goes on while nobody is connected", true, testGoesOn},
+		{"unacknowledged answers are repeated", true, testAgain},
+		{"job continues without a connection", true, testGoesOn},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			bench := start(t, bound)

@@ -218,7 +218,7 @@ func TestFrozenRunner(t *testing.T) {
 	if err := runner.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("small messages wait for it to go on", func(t *testing.T) {
+	t.Run("small messages wait until it continues", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		if err := conn.Send(t.Context(), []byte("patience")); err != nil {
@@ -235,7 +235,7 @@ func TestFrozenRunner(t *testing.T) {
 			t.Fatalf("got %q, %v", frame, err)
 		}
 	})
-	t.Run("a send that cannot go on ends with its context", func(t *testing.T) {
+	t.Run("a blocked send ends with its context", func(t *testing.T) {
 		if err := runner.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}

@@ -88,7 +88,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	b.ReportMetric(micros(median(shimmed)), "shim-µs")
 	b.ReportMetric(micros(median(shimmed)-median(straight)), "added-µs")
 	b.ReportMetric(residentMiB(b, w.shimPID(b)), "shim-RSS-MiB")
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // BenchmarkStart measures from Run's call to the runner taking jobs, with a
@@ -113,7 +113,7 @@ func BenchmarkStart(b *testing.B) {
 		if err := h.Conn.Ack(b.Context(), "a"); err != nil {
 			b.Fatal(err)
 		}
-		h.Slaughter()
+		h.StopAndClose()
 	}
 	b.ReportMetric(micros(median(up))/1000, "start-to-answer-ms")
 }
@@ -164,5 +164,5 @@ func TestShimStaysSmall(t *testing.T) {
 	if rss := residentMiB(t, w.shimPID(t)); rss > 14 {
 		t.Errorf("after 50 MB of output the shim has %.1f MiB resident, want at most 14", rss)
 	}
-	h.Slaughter()
+	h.StopAndClose()
 }

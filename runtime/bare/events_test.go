@@ -99,7 +99,7 @@ func TestEventsAndCancel(t *testing.T) {
 	if err := h.Conn.Ack(ctx, "a"); err != nil {
 		t.Error(err)
 	}
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // A model that cannot be loaded is one, and no runner that died without notice.
@@ -152,5 +152,5 @@ func TestJobLogs(t *testing.T) {
 	if _, err := h.Sheep.(runtime.JobLogger).JobLogs(ctx, "nonsense", job.LogQuery{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("got %v", err)
 	}
-	h.Slaughter()
+	h.StopAndClose()
 }

@@ -45,7 +45,7 @@ func TestPortInUse(t *testing.T) {
 	l.Close()
 	h.Run() // the port is free again
 	h.Do("a", "")
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 func TestListenerThatIsNotTheRunners(t *testing.T) {
@@ -78,7 +78,7 @@ func TestOutputFiles(t *testing.T) {
 		h.Load()
 		h.Run()
 		h.Do("a", "")
-		h.Slaughter()
+		h.StopAndClose()
 	}
 	if got, err := os.ReadFile(out); err != nil || string(got) != "up\nup\n" {
 		t.Errorf("stdout_file holds %q, %v, want two lines", got, err)
@@ -102,7 +102,7 @@ func TestOutOfMemory(t *testing.T) {
 		limits = append(limits, more...)
 	}
 	if len(limits) == 0 {
-		h.Slaughter()
+		h.StopAndClose()
 		testenv.Missing(t, "a control group with memory accounting", "run the tests as root or in a delegated cgroup")
 	}
 	if err := os.WriteFile(limits[0], []byte("100000000"), 0); err != nil {
@@ -135,7 +135,7 @@ func TestStateIsPrivate(t *testing.T) {
 			t.Errorf("%q: %v, %v, want mode %o", name, info.Mode().Perm(), err, want)
 		}
 	}
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // The log of a sheep goes on from one runner to the next, and from the files
@@ -167,7 +167,7 @@ func TestLogs(t *testing.T) {
 				if got, err := following.ReadString('\n'); got != "up\n" || err != nil {
 					t.Fatalf("runner %d: read %q, %v", i, got, err)
 				}
-				h.Slaughter()
+				h.StopAndClose()
 			}
 			past, err := h.Sheep.(runtime.Logger).Logs(t.Context(), job.LogQuery{Tail: 1})
 			if err != nil {

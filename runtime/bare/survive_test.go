@@ -98,7 +98,7 @@ func TestDaemonKilledWithAJob(t *testing.T) {
 	if got, jobs := h.Output("b"); got != who || jobs != "2" {
 		t.Errorf("the next job was the %s. of runner %s, want the 2. of %s", jobs, got, who)
 	}
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 func TestDaemonKilledBeforeAcknowledging(t *testing.T) {
@@ -121,7 +121,7 @@ func TestDaemonKilledBeforeAcknowledging(t *testing.T) {
 	h.Run()
 	h.Recv("a")
 	h.Recv("b")
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
@@ -137,7 +137,7 @@ func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
 		h.Load()
 		h.Run()
 		h.Do(job.ID("after-"+wait.String()), "")
-		h.Slaughter()
+		h.StopAndClose()
 	}
 }
 
@@ -264,7 +264,7 @@ func freeze(t *testing.T, pid int) {
 // A shim that is frozen, as by a debugger, a freezer or a machine out of memory,
 // keeps its runner and the job; the daemon goes on with both when it answers.
 func TestFrozenShim(t *testing.T) {
-	t.Run("when a daemon comes back", func(t *testing.T) {
+	t.Run("when a daemon reconnects", func(t *testing.T) {
 		t.Parallel()
 		gate := filepath.Join(t.TempDir(), "go")
 		w, shim, runner := orphaned(t, "await "+gate)
@@ -284,9 +284,9 @@ func TestFrozenShim(t *testing.T) {
 		}
 		h.Recv("a")
 		h.Do("b", "")
-		h.Slaughter()
+		h.StopAndClose()
 	})
-	t.Run("with an answer that was not acknowledged", func(t *testing.T) {
+	t.Run("with an unacknowledged answer", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
 		w.addModel(t, model, "")
@@ -308,9 +308,9 @@ func TestFrozenShim(t *testing.T) {
 		time.AfterFunc(200*time.Millisecond, func() { _ = unix.Kill(shim, unix.SIGCONT) })
 		h.Recv("a") // and its acknowledgement waits for the shim
 		h.Do("b", "")
-		h.Slaughter()
+		h.StopAndClose()
 	})
-	t.Run("when it is to stop its runner", func(t *testing.T) {
+	t.Run("while it stops its runner", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
 		w.addModel(t, model, "")
@@ -482,7 +482,7 @@ func TestSecondDaemonTakesOver(t *testing.T) {
 		t.Errorf("attached to process %d, was %d", got, pid)
 	}
 	second.Do("a", "")
-	second.Slaughter()
+	second.StopAndClose()
 }
 
 func TestProcessesAreSortedByWorld(t *testing.T) {
@@ -494,7 +494,7 @@ func TestProcessesAreSortedByWorld(t *testing.T) {
 	if !slices.Contains(a.processes(t), pid) || len(b.processes(t)) > 0 {
 		t.Errorf("processes %v and %v; want %d in the first only", a.processes(t), b.processes(t), pid)
 	}
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // A sheep that is not configured any more is stopped and removed; the others stay.

@@ -54,7 +54,7 @@ func whos() []who {
 	return []who{
 		{"nobody", nil, "", "", 0, 0},
 		{"a number", nil, "1000", "", 1000, 0},
-		{"a number of the sheep's", nil, "", "1000", 1000, 0},
+		{"a number from the sheep", nil, "", "1000", 1000, 0},
 		{"both numbers", nil, "1000:50", "", 1000, 50},
 		{"a number and a colon", nil, "1000:", "", 1000, 0},
 		{"a group alone", nil, ":50", "", 0, 50},
@@ -99,7 +99,7 @@ func owner(t *testing.T, daemon *testenv.Containerd) {
 			if uid, gid := idsOf(t, pid); uid != c.uid || gid != c.gid {
 				t.Errorf("the runner is %d:%d, want %d:%d", uid, gid, c.uid, c.gid)
 			}
-			h.Slaughter()
+			h.StopAndClose()
 		})
 	}
 }
@@ -174,7 +174,7 @@ func TestOwnerBySnapshotter(t *testing.T) {
 			if uid, gid := idsOf(t, h.Run()); uid != 1000 || gid != 1001 {
 				t.Errorf("the runner is %d:%d", uid, gid)
 			}
-			h.Slaughter()
+			h.StopAndClose()
 		})
 	}
 }

@@ -38,7 +38,7 @@ func BenchmarkStart(b *testing.B) {
 		h.Load()
 		h.RunUntil(runtime.Connected)
 		ours = append(ours, time.Since(began))
-		h.SlaughterOnly()
+		h.StopRunner()
 
 		id := "bench-" + strconv.Itoa(n)
 		began = time.Now()
@@ -82,13 +82,13 @@ func BenchmarkSwitch(b *testing.B) {
 	var switches, stops []time.Duration
 	for n := 1; b.Loop(); n++ {
 		began := time.Now()
-		h.SlaughterOnly()
+		h.StopRunner()
 		stops = append(stops, time.Since(began))
 		load(models[n%2])
 		h.RunUntil(runtime.Connected)
 		switches = append(switches, time.Since(began))
 	}
-	h.SlaughterOnly()
+	h.StopRunner()
 	b.ReportMetric(millis(median(switches)), "switch-ms")
 	b.ReportMetric(millis(median(stops)), "stop-ms")
 }

@@ -37,8 +37,8 @@ func TestComplete(t *testing.T) {
 		"SIGKILL beside a kill for memory":    {nearby, &taskExit{137}, shim.Exit{Code: 137, Detail: "as after SIGKILL", OOMNearby: true, OutOfMemory: true}},
 		"SIGTERM beside a kill for memory":    {nearby, &taskExit{143}, shim.Exit{Code: 143, Detail: "as after SIGTERM", OOMNearby: true}},
 		"an error beside a kill for memory":   {nearby, &taskExit{1}, shim.Exit{Code: 1, OOMNearby: true}},
-		"what the shim knows stays":           {shim.Exit{Code: -1, Signal: "SIGSEGV"}, &taskExit{137}, shim.Exit{Code: -1, Signal: "SIGSEGV"}},
-		"a task that somebody else removed":   {unknown, nil, shim.Exit{Code: -1, Lost: true, Detail: "its task was removed from containerd by somebody else, or containerd's shim died"}},
+		"what the shim reports is kept":       {shim.Exit{Code: -1, Signal: "SIGSEGV"}, &taskExit{137}, shim.Exit{Code: -1, Signal: "SIGSEGV"}},
+		"a task removed by another process":   {unknown, nil, shim.Exit{Code: -1, Lost: true, Detail: "its task was removed from containerd by somebody else, or containerd's shim died"}},
 		"a task that was removed by the stop": {shim.Exit{Code: -1, Stopped: true}, nil, shim.Exit{Code: -1, Stopped: true}},
 	} {
 		t.Run(name, func(t *testing.T) {

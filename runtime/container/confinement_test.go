@@ -108,7 +108,7 @@ func controlGroup(t *testing.T, daemon *testenv.Containerd) {
 			t.Errorf("systemctl show %s: %v\n%s", unit, err, out)
 		}
 	}
-	h.Slaughter()
+	h.StopAndClose()
 	if scopes() {
 		// A scope whose container is gone is not listed, not even as failed.
 		out, err := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", filepath.Base(want)).CombinedOutput()
@@ -141,7 +141,7 @@ func appArmor(t *testing.T, daemon *testenv.Containerd) {
 	}
 	// The daemon's, the shim's and the runtime's signals get through.
 	h.Do("a", "")
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // With oom_group the kernel kills all of a container together; with cgroup v1, which

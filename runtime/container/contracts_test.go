@@ -80,7 +80,7 @@ func contracts(t *testing.T, daemon *testenv.Containerd) {
 			h.Load()
 			h.Run()
 			s.converse(t, w, h)
-			h.Slaughter()
+			h.StopAndClose()
 		})
 	}
 }

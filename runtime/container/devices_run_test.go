@@ -39,7 +39,7 @@ func TestDevices(t *testing.T) {
 	if task := w.daemon.Ctr(t, namespace, "containers", "info", w.task(t)); !strings.Contains(task, `"major": 1`) || !strings.Contains(task, `"/dev/card1"`) {
 		t.Errorf("the device's rule is not in the spec:\n%s", task)
 	}
-	h.Slaughter()
+	h.StopAndClose()
 
 	w.more = "devices: [vendor.example/card=two]\n"
 	s, err := w.driver(t).NewSheep("other", decode(w.config()))
@@ -77,5 +77,5 @@ func TestHook(t *testing.T) {
 	if command, state, _ := strings.Cut(string(text), "\n"); command != "prestart" || !strings.Contains(state, w.task(t)) || !strings.Contains(state, `"bundle"`) {
 		t.Errorf("the hook was told %s", text)
 	}
-	h.Slaughter()
+	h.StopAndClose()
 }

@@ -56,20 +56,20 @@ func TestEdits(t *testing.T) {
 		want    []string // of the environment
 		problem string
 	}{
-		"auto, a spec":                {machine{"", with, makes, hook}, "[/dev/nvidia0]", nil, []string{"NVIDIA_VISIBLE_DEVICES=0", "WAY=cdi"}, ""},
-		"auto, a spec, own value":     {machine{"", with, makes, hook}, "[/dev/nvidia0]", map[string]string{"NVIDIA_VISIBLE_DEVICES": "void"}, []string{"NVIDIA_VISIBLE_DEVICES=void", "WAY=cdi"}, ""},
-		"auto, no spec":               {machine{ModeAuto, without, makes, hook}, "[/dev/nvidia0]", nil, []string{"WAY=made"}, ""},
-		"auto, no driver to ask":      {machine{ModeAuto, without, cannot, hook}, "[/dev/nvidia0]", nil, []string{"NVIDIA_VISIBLE_DEVICES=0", "NVIDIA_DRIVER_CAPABILITIES=compute"}, ""},
-		"auto, nothing":               {machine{ModeAuto, without, cannot, ""}, "[/dev/nvidia0]", nil, nil, "no driver: not found; and nvidia-container-runtime-hook is not installed"},
-		"auto, a spec without it":     {machine{ModeAuto, with, makes, hook}, "[nvidia.com/gpu=1]", nil, nil, "have nvidia.com/gpu=0"},
-		"CDI, nothing":                {machine{ModeCDI, without, cannot, hook}, "[/dev/nvidia0]", nil, nil, "none can be generated: no driver"},
-		"hook":                        {machine{ModeHook, with, makes, hook}, "[/dev/nvidia0]", nil, []string{"NVIDIA_VISIBLE_DEVICES=0"}, ""},
-		"hook, own capabilities":      {machine{ModeHook, with, makes, hook}, "all", map[string]string{"NVIDIA_DRIVER_CAPABILITIES": "video,compute"}, []string{"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=video,compute"}, ""},
-		"hook, and another vendor":    {machine{ModeHook, without, cannot, hook}, "[/dev/nvidia0, vendor.example/card=0]", nil, []string{"NVIDIA_VISIBLE_DEVICES=0", "CARD=0"}, ""},
-		"another vendor, not there":   {machine{ModeAuto, without, makes, hook}, "[vendor.example/card=1]", nil, nil, "have vendor.example/card=0"},
-		"none, and the image wants":   {machine{ModeAuto, with, makes, hook}, "[]", nil, []string{"NVIDIA_VISIBLE_DEVICES="}, ""},
-		"none, and the sheep insists": {machine{ModeAuto, with, makes, hook}, "[]", map[string]string{"NVIDIA_VISIBLE_DEVICES": "all"}, []string{"NVIDIA_VISIBLE_DEVICES=all"}, ""},
-		"by count, without a keeper":  {machine{ModeAuto, with, makes, hook}, "{count: 1}", nil, nil, "sheep `dolly` has no GPU: there is no GPU keeper to choose any GPU"},
+		"auto, a spec":                  {machine{"", with, makes, hook}, "[/dev/nvidia0]", nil, []string{"NVIDIA_VISIBLE_DEVICES=0", "WAY=cdi"}, ""},
+		"auto, a spec, own value":       {machine{"", with, makes, hook}, "[/dev/nvidia0]", map[string]string{"NVIDIA_VISIBLE_DEVICES": "void"}, []string{"NVIDIA_VISIBLE_DEVICES=void", "WAY=cdi"}, ""},
+		"auto, no spec":                 {machine{ModeAuto, without, makes, hook}, "[/dev/nvidia0]", nil, []string{"WAY=made"}, ""},
+		"auto, no driver":               {machine{ModeAuto, without, cannot, hook}, "[/dev/nvidia0]", nil, []string{"NVIDIA_VISIBLE_DEVICES=0", "NVIDIA_DRIVER_CAPABILITIES=compute"}, ""},
+		"auto, nothing":                 {machine{ModeAuto, without, cannot, ""}, "[/dev/nvidia0]", nil, nil, "no driver: not found; and nvidia-container-runtime-hook is not installed"},
+		"auto, a spec without it":       {machine{ModeAuto, with, makes, hook}, "[nvidia.com/gpu=1]", nil, nil, "have nvidia.com/gpu=0"},
+		"CDI, nothing":                  {machine{ModeCDI, without, cannot, hook}, "[/dev/nvidia0]", nil, nil, "none can be generated: no driver"},
+		"hook":                          {machine{ModeHook, with, makes, hook}, "[/dev/nvidia0]", nil, []string{"NVIDIA_VISIBLE_DEVICES=0"}, ""},
+		"hook, own capabilities":        {machine{ModeHook, with, makes, hook}, "all", map[string]string{"NVIDIA_DRIVER_CAPABILITIES": "video,compute"}, []string{"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=video,compute"}, ""},
+		"hook, and another vendor":      {machine{ModeHook, without, cannot, hook}, "[/dev/nvidia0, vendor.example/card=0]", nil, []string{"NVIDIA_VISIBLE_DEVICES=0", "CARD=0"}, ""},
+		"another vendor, not there":     {machine{ModeAuto, without, makes, hook}, "[vendor.example/card=1]", nil, nil, "have vendor.example/card=0"},
+		"none, the image asks for all":  {machine{ModeAuto, with, makes, hook}, "[]", nil, []string{"NVIDIA_VISIBLE_DEVICES="}, ""},
+		"none, the sheep's env has all": {machine{ModeAuto, with, makes, hook}, "[]", map[string]string{"NVIDIA_VISIBLE_DEVICES": "all"}, []string{"NVIDIA_VISIBLE_DEVICES=all"}, ""},
+		"by count, without a keeper":    {machine{ModeAuto, with, makes, hook}, "{count: 1}", nil, nil, "sheep `dolly` has no GPU: there is no GPU keeper to choose any GPU"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDevices(GPUs{

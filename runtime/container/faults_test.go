@@ -166,7 +166,7 @@ func childOutOfMemory(t *testing.T, daemon *testenv.Containerd) {
 		return strings.Contains(w.log("shim.log"), "killed a process that the runner had started, for lack of memory")
 	})
 	h.Do("b", "")
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // containerd is killed at each of the moments when it is not, and when it is,
@@ -269,7 +269,7 @@ func TestSideBySide(t *testing.T) {
 		t.Errorf("%d runners did the jobs, want %d", len(seen), len(flock))
 	}
 	for _, h := range flock {
-		h.SlaughterOnly()
+		h.StopRunner()
 	}
 	flock[0].NothingLeft()
 }
@@ -318,7 +318,7 @@ func TestNetwork(t *testing.T) {
 		h.Do("a", script("miss", "udp 1.1.1.1:53", "tcp 1.1.1.1:443", "dns example.com", "udp [2001:4860:4860::8888]:53",
 			"unix /run/containerd/containerd.sock", "unix "+daemon.Address))
 		h.Do("b", "reach tcp 127.0.0.1:9999\nreach tcp localhost:9999\nexpect SHEPHERD_RUNNER_HOST=127.0.0.1") // its own
-		h.Slaughter()
+		h.StopAndClose()
 	})
 	t.Run("cni", func(t *testing.T) {
 		testenv.Command(t, "/usr/lib/cni/ptp", "containernetworking-plugins")
@@ -350,7 +350,7 @@ func TestNetwork(t *testing.T) {
 		if n := given(); n != 1 {
 			t.Errorf("%d addresses are given out, want 1", n)
 		}
-		h.Slaughter()
+		h.StopAndClose()
 		if n := given(); n != 0 {
 			t.Errorf("%d addresses are still given out", n)
 		}
@@ -360,7 +360,7 @@ func TestNetwork(t *testing.T) {
 		w.more = "network: host\n"
 		h := w.up(t, "")
 		h.Do("a", script("reach", "tcp 127.0.0.1:9999")+"\nexpect SHEPHERD_RUNNER_HOST=127.0.0.1")
-		h.Slaughter()
+		h.StopAndClose()
 	})
 }
 
@@ -384,7 +384,7 @@ func TestOthersAreLeftAlone(t *testing.T) {
 		}), "\n")
 	}
 	before := inDefault()
-	h.SlaughterOnly()
+	h.StopRunner()
 	h.Load()
 	d := w.driver(t)
 	if err := d.Begin(t.Context(), nil); err != nil { // the sheep is gone
@@ -401,7 +401,7 @@ func TestOthersAreLeftAlone(t *testing.T) {
 		daemon.Ctr(t, ns, "tasks", "delete", "--force", "theirs")
 		daemon.Ctr(t, ns, "containers", "delete", "theirs")
 	}
-	other.Slaughter()
+	other.StopAndClose()
 }
 
 // A sheep that is not configured any more is stopped and removed.
@@ -432,7 +432,7 @@ func TestKeptContainer(t *testing.T) {
 	w.more = "autoremove_containers: false\n"
 	h := w.up(t, "")
 	id := w.task(t)
-	h.SlaughterOnly()
+	h.StopRunner()
 	if got := strings.TrimSpace(daemon.Ctr(t, namespace, "containers", "ls", "-q")); got != id {
 		t.Errorf("the containers are %q, want %q", got, id)
 	}
@@ -444,7 +444,7 @@ func TestKeptContainer(t *testing.T) {
 	if got := strings.TrimSpace(daemon.Ctr(t, namespace, "containers", "ls", "-q")); got == id || strings.Contains(got, "\n") {
 		t.Errorf("the containers are %q, want one other than %q", got, id)
 	}
-	h.SlaughterOnly()
+	h.StopRunner()
 	w.more = ""
 	h = w.inherit(t)
 	h.Load()
@@ -475,7 +475,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("Load: %v, want to be told that the disk is full", err)
 	}
 	h.Do("b", "") // the runner goes on
-	h.SlaughterOnly()
+	h.StopRunner()
 	// What is removed of the first runner, at once or when containerd collects garbage,
 	// makes room for another: that is filled, too.
 	files := []string{full}
@@ -529,7 +529,7 @@ func TestOtherRuntime(t *testing.T) {
 	w.more = "runtime: " + program + "\n"
 	h := w.up(t, "")
 	h.Do("a", "")
-	h.Slaughter()
+	h.StopAndClose()
 	if called, _ := os.ReadFile(program + ".called"); !strings.Contains(string(called), "create") {
 		t.Errorf("the runtime was called with %q", called)
 	}

@@ -35,7 +35,7 @@ func readOnlyMounts(t *testing.T, daemon *testenv.Containerd) {
 	w.more = "mounts: [\"" + source + ":/weights:ro\", \"" + source + ":/scratch\"]\n"
 	h := w.up(t, "")
 	h.Do("a", "readonly /weights/x\nreadonly /weights/below/x\nwrite /scratch/x\nwrite /scratch/below/x")
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // A runner that ends of a limit of its container says which key sets it.

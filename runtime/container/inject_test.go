@@ -41,13 +41,13 @@ func TestContract(t *testing.T) {
 		"a signal by its number":   {configured: ContractCommand, stop: "2", want: "/.shepherd-runner run --contract command --stop-signal 2 -- serve -x"},
 		"a signal without SIG":     {configured: ContractCommand, stop: "quit", want: "/.shepherd-runner run --contract command --stop-signal 3 -- serve -x"},
 		"a real-time signal":       {configured: ContractCommand, stop: "SIGRTMIN+3", want: "/.shepherd-runner run --contract command --stop-signal 37 -- serve -x"},
-		"a signal that is none":    {configured: ContractCommand, stop: "SIGNONSENSE", want: "/.shepherd-runner run --contract command -- serve -x"},
+		"an unknown signal":        {configured: ContractCommand, stop: "SIGNONSENSE", want: "/.shepherd-runner run --contract command -- serve -x"},
 		"an older Cog":             {labels: map[string]string{"org.cogmodel.cog_version": "0.3"}, want: "/.shepherd-runner run --contract cog -- serve -x"},
-		"the sheep goes before":    {configured: ContractZeroMQ, labels: map[string]string{"run.cog.version": "0.9.4"}, want: "serve -x"},
+		"the sheep has precedence": {configured: ContractZeroMQ, labels: map[string]string{"run.cog.version": "0.9.4"}, want: "serve -x"},
 		"the sheep says command":   {configured: ContractCommand, want: "/.shepherd-runner run --contract command -- serve -x"},
 		"no such contract":         {labels: map[string]string{"shepherd.contract": "http"}, problem: `label shepherd.contract: "http" is none of`},
 		"no command":               {labels: map[string]string{"shepherd.command": " "}, problem: "label shepherd.command"},
-		"a quote that is not shut": {labels: map[string]string{"shepherd.command": "'a"}, problem: "label shepherd.command: the quote"},
+		"an unterminated quote":    {labels: map[string]string{"shepherd.command": "'a"}, problem: "label shepherd.command: the quote"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in, err := chooseContract(c.configured, c.labels)

@@ -24,7 +24,7 @@ func TestPrefetch(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Do("a", "")
-	h.Slaughter()
+	h.StopAndClose()
 	w.registry.SetFault(func(*http.Request) *testenv.RegistryFault {
 		return &testenv.RegistryFault{Status: http.StatusServiceUnavailable}
 	})

@@ -59,7 +59,7 @@ func (h *successor) again() {
 	h.Load()
 	h.Run()
 	h.Do("again", "")
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // task is the id of the world's one task.

@@ -85,7 +85,7 @@ func TestDaemonKilledWithAJob(t *testing.T) {
 	if got, n := h.Output("b"); got != who || jobs != "1" || n != "2" {
 		t.Errorf("job a was the %s. of %s, b the %s. of %s", jobs, who, n, got)
 	}
-	h.Slaughter()
+	h.StopAndClose()
 }
 
 // The daemon is killed at moments all over the start of a container. The next one
@@ -111,7 +111,7 @@ func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
 			ends = append(ends, "adopted")
 			h.Run()
 			h.Do(job.ID(fmt.Sprint("job-", int(moment))), "")
-			h.SlaughterOnly()
+			h.StopRunner()
 		} else {
 			ends = append(ends, "removed")
 			if h.Found != nil {

@@ -31,7 +31,7 @@ func testRoundTrip(t *testing.T, w *world) {
 	if _, err := l.conn.Recv(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Recv with nothing to receive: %v, want %v", err, context.Canceled)
 	}
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testKeptAnswers(t *testing.T, w *world) {
@@ -65,7 +65,7 @@ func testKeptAnswers(t *testing.T, w *world) {
 	l.send(long) // acknowledged: may run again
 	l.recv(long)
 	l.ack(long)
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testErrorAnswer(t *testing.T, w *world) {
@@ -82,7 +82,7 @@ func testErrorAnswer(t *testing.T, w *world) {
 		}
 		l.do("")
 	}
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testNoise(t *testing.T, w *world) {
@@ -108,7 +108,7 @@ func testNoise(t *testing.T, w *world) {
 			t.Errorf("after %q the runner is %d, was %d", script, got, who)
 		}
 	}
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testExits(t *testing.T, w *world) {
@@ -142,7 +142,7 @@ func testExits(t *testing.T, w *world) {
 	}
 	l = l.daemon.run() // and it starts again
 	l.do("")
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testCrashAtStart(t *testing.T, w *world) {
@@ -165,7 +165,7 @@ func testLateBind(t *testing.T, w *world) {
 	d.load(good)
 	l := d.run()
 	l.do("") // sent before it has bound
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testNonsense(t *testing.T, w *world) {
@@ -229,7 +229,7 @@ func testForks(t *testing.T, w *world) {
 			t.Error("the harness does not see what a living runner has started")
 		}
 		if end == "" {
-			l.slaughter()
+			l.stopRunner()
 		} else {
 			l.send(w.prepare(end))
 			l.exit()
@@ -246,7 +246,7 @@ func testSwitchModel(t *testing.T, w *world) {
 	defer l.close()
 	first := l.pid
 	old := l.conn
-	l.slaughter()
+	l.stopRunner()
 	w.h.AddModel(t, unversioned, "")
 	l.load(unversioned)
 	l = l.daemon.run()
@@ -257,7 +257,7 @@ func testSwitchModel(t *testing.T, w *world) {
 	if _, err := old.Recv(l.ctx()); !errors.Is(err, messenger.ErrClosed) {
 		t.Errorf("the connection of an earlier Run: %v, want %v", err, messenger.ErrClosed)
 	}
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testContexts(t *testing.T, w *world) {
@@ -292,7 +292,7 @@ func testContexts(t *testing.T, w *world) {
 	if err := l.conn.Send(ended, messenger.Input{JobID: "x"}); err == nil {
 		t.Error("Send with an ended context returned nil")
 	}
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testTrace(t *testing.T, w *world) {
@@ -307,5 +307,5 @@ func testTrace(t *testing.T, w *world) {
 	l := d.run()
 	l.awaitConnected()
 	l.do("")
-	l.slaughter()
+	l.stopRunner()
 }

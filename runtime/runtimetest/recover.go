@@ -74,7 +74,7 @@ func testDetachIdle(t *testing.T, w *world) {
 	if got, jobs := l.do(""); got == who || jobs != 1 {
 		t.Errorf("the runner of another model is runner %d with %d jobs, was %d", got, jobs, who)
 	}
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testDetachWithJob(t *testing.T, w *world) {
@@ -104,7 +104,7 @@ func testDetachWithJob(t *testing.T, w *world) {
 	if _, jobs := w.output(id); jobs != 1 {
 		t.Errorf("the job was the %d. of its runner, want the first", jobs)
 	}
-	l.slaughter()
+	l.stopRunner()
 }
 
 func testDetachAnswered(t *testing.T, w *world) {
@@ -136,7 +136,7 @@ func testDetachAnswered(t *testing.T, w *world) {
 	l.ack(ids[2])
 	l.ack(ids[1])
 	l.do("")
-	l.slaughter()
+	l.stopRunner()
 }
 
 func jobsOf(answers []messenger.Answer) []job.ID {
@@ -186,7 +186,7 @@ func testDetachExit(t *testing.T, w *world) {
 	d.load(good)
 	l = d.run()
 	l.do("")
-	l.slaughter()
+	l.stopRunner()
 	d.close()
 	if found := w.daemon().recover(); found != nil {
 		t.Errorf("after Forget: got %+v, want nothing", found)
@@ -201,7 +201,7 @@ func testRecoverNothing(t *testing.T, w *world) {
 	d.close()
 	l := w.up()
 	l.do("")
-	l.slaughter()
+	l.stopRunner()
 	l.close()
 	d = w.daemon()
 	if found := d.recover(); found != nil {

@@ -172,15 +172,15 @@ func (h *Successor) Exit() *runtime.Exit {
 	return exit
 }
 
-// Slaughter stops the runner and closes the sheep; nothing of it may be left.
-func (h *Successor) Slaughter() {
+// StopAndClose stops the runner and closes the sheep; nothing of it may be left.
+func (h *Successor) StopAndClose() {
 	h.t.Helper()
-	h.SlaughterOnly()
+	h.StopRunner()
 	h.Close()
 }
 
-// SlaughterOnly stops the runner and does not close the sheep.
-func (h *Successor) SlaughterOnly() {
+// StopRunner stops the runner and does not close the sheep.
+func (h *Successor) StopRunner() {
 	h.t.Helper()
 	h.Stop()
 	if exit := h.Exit(); !exit.Stopped {

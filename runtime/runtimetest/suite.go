@@ -72,12 +72,12 @@ func Run(t *testing.T, make func(t *testing.T) Harness) {
 		{"a runner that ignores TERM", testIgnoresTERM},
 		{"forks that outlive the runner", testForks},
 		{"another model", testSwitchModel},
-		{"a runner that is told of a trace", testTrace},
+		{"a runner that gets a trace", testTrace},
 		{"contexts that end", testContexts},
 		{"Detach and Recover while idle", testDetachIdle},
 		{"Detach and Recover with a job", testDetachWithJob},
 		{"answers that wait for Recover", testDetachAnswered},
-		{"a runner that ends while nobody is there", testDetachExit},
+		{"a runner that ends without a daemon", testDetachExit},
 		{"Recover with nothing to adopt", testRecoverNothing},
 		{"Close without Run and twice", testClose},
 	} {
@@ -241,8 +241,8 @@ func (l *life) exit() *runtime.Exit {
 	return exit
 }
 
-// slaughter stops the runner.
-func (l *life) slaughter() {
+// stopRunner stops the runner.
+func (l *life) stopRunner() {
 	l.t.Helper()
 	l.stop()
 	if exit := l.exit(); !exit.Stopped {

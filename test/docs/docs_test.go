@@ -1,5 +1,5 @@
-// Package docs runs what the documentation tells people to type, as it is written, on a
-// machine's network of its own, and compares what comes out with what is written.
+// Package docs runs the commands in the documentation in a network namespace, and compares
+// their output with the documented one.
 package docs
 
 import (
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		bin = dir
-		// What the tutorial says, but for where the programs go.
+		// As in the tutorial, with another directory for the programs.
 		build := exec.Command("make", "--no-print-directory", "-C", "../..", "build", "BIN="+dir)
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, out)
@@ -99,12 +99,12 @@ func parse(source string) (blocks []block) {
 	return blocks
 }
 
-// session is a shell in an empty directory that has bin and examples, on a network that
-// nobody else is on. All that was started in it ends with it.
+// session is a shell in a directory with only bin and examples, in a network namespace. All
+// processes started in it end with it.
 type session struct {
 	t   *testing.T
 	dir string
-	cog bool // it has what blocks of cog take, and runs these alone
+	cog bool // it runs only the blocks of cog
 	in  io.WriteCloser
 	out chan string // lines
 }
@@ -210,13 +210,13 @@ func (s *session) run(typed string) (string, int) {
 	}
 }
 
-// apart gives the session a /tmp of its own, for configurations that use it.
+// apart gives the session a private /tmp, for configurations that use it.
 func (s *session) apart() {
 	s.t.Helper()
 	s.must("mount --rbind . /mnt && cd /mnt && mount -t tmpfs tmpfs /tmp && export TMPDIR=/tmp HOME=/mnt")
 }
 
-// must runs what has to go well.
+// must runs a command that has to succeed.
 func (s *session) must(typed string) {
 	s.t.Helper()
 	if printed, code := s.run(typed); code != 0 {
@@ -224,8 +224,8 @@ func (s *session) must(typed string) {
 	}
 }
 
-// background runs a command whose output goes to a file, and returns once the last line
-// that is expected has come.
+// background runs a command whose output goes to a file, and returns when it has printed the
+// last expected line.
 func (s *session) background(c command) {
 	s.t.Helper()
 	file := fmt.Sprintf("background-%d", time.Now().UnixNano())
@@ -254,12 +254,12 @@ var volatile = []struct {
 	{regexp.MustCompile(`docs-\d+`), "DIR"},
 	{regexp.MustCompile(`outputs-\d+`), "outputs"},
 	{regexp.MustCompile(`\bpid[= ]\d+`), "PID"},
-	{regexp.MustCompile(`\bis (queued|processing|done)$`), "is STATE"}, // a job goes on while it is told of
+	{regexp.MustCompile(`\bis (queued|processing|done)$`), "is STATE"}, // a job continues meanwhile
 	{regexp.MustCompile(` {2,}`), "  "},                                // columns are as wide as ids are
 }
 
-// pattern is what a line may be: times, made-up ids and durations are any, and so is what
-// an ellipsis stands for.
+// pattern returns the pattern of a line: times, generated ids and durations match any, and an
+// ellipsis matches any text.
 func pattern(line string) *regexp.Regexp {
 	parts := strings.Split(normal(line), "…")
 	for i, part := range parts {
@@ -275,8 +275,8 @@ func normal(line string) string {
 	return strings.TrimRight(line, " ")
 }
 
-// differ is how the lines differ from those expected; empty where they do not. A line of
-// an ellipsis alone stands for any number of lines.
+// differ describes how the lines differ from the expected ones; "" if they do not. A line
+// that is an ellipsis matches any number of lines.
 func differ(expected, got []string) string {
 	for len(expected) > 0 {
 		if strings.TrimSpace(expected[0]) == "…" {
@@ -301,8 +301,7 @@ func differ(expected, got []string) string {
 	return ""
 }
 
-// follow does all that a document says. With -update it writes what commands print that is
-// written otherwise.
+// follow runs all commands of a document. With -update it replaces outputs that differ.
 func (s *session) follow(file string) {
 	s.t.Helper()
 	name := filepath.Base(file)
@@ -366,8 +365,8 @@ func (s *session) follow(file string) {
 	}
 }
 
-// TestReadme does what README says, whose example of a configuration uses /tmp and the
-// place where root's daemons keep their state.
+// TestReadme runs the commands of README, whose configuration uses /tmp and the state
+// directory of root's daemons.
 func TestReadme(t *testing.T) {
 	s := newSession(t)
 	s.apart()
@@ -375,10 +374,10 @@ func TestReadme(t *testing.T) {
 	s.follow("../../README.md")
 }
 
-// TestTutorial does what the tutorial says.
+// TestTutorial runs the commands of the tutorial.
 func TestTutorial(t *testing.T) { newSession(t).follow("../../docs/tutorial.md") }
 
-// TestFirstModel makes the models of first-model.md.
+// TestFirstModel builds the models of first-model.md.
 func TestFirstModel(t *testing.T) { newSession(t).follow("../../docs/first-model.md") }
 
 // TestCogModel makes the Cog image of first-model.md, with a program that stands in for cog
@@ -406,7 +405,7 @@ func TestCogModel(t *testing.T) {
 	s.follow("../../docs/first-model.md")
 }
 
-// TestHowTo does what each guide says, with a daemon as the tutorial starts it.
+// TestHowTo runs the commands of each guide, with the daemon of the tutorial.
 func TestHowTo(t *testing.T) {
 	guides, err := filepath.Glob("../../docs/how-to/*.md")
 	if err != nil || len(guides) == 0 {
@@ -424,8 +423,8 @@ func TestHowTo(t *testing.T) {
 	}
 }
 
-// TestOriginalsClients types what the original's users do, with the original's example of a
-// configuration and a runner as they have it, at the addresses that are written there.
+// TestOriginalsClients runs the commands of the original's documentation, with its example
+// configuration and runner, at its addresses.
 func TestOriginalsClients(t *testing.T) {
 	s := newSession(t)
 	if err := os.CopyFS(filepath.Join(s.dir, "original"), os.DirFS("../e2e/testdata/bin")); err != nil {
@@ -436,7 +435,7 @@ func TestOriginalsClients(t *testing.T) {
 	s.follow("testdata/original.md")
 }
 
-// begin does what the tutorial says until the daemon runs.
+// begin follows the tutorial until the daemon runs.
 func (s *session) begin() {
 	s.t.Helper()
 	source, err := os.ReadFile("../../docs/tutorial.md")
@@ -462,7 +461,7 @@ func (s *session) begin() {
 	s.t.Fatal("the tutorial starts no daemon")
 }
 
-// TestPatterns shows what counts as the same.
+// TestPatterns: outputs that count as equal.
 func TestPatterns(t *testing.T) {
 	for _, c := range []struct {
 		expected, got string

@@ -12,7 +12,7 @@ import (
 
 var record = flag.String("record", "", "write a recording of a terminal to this file")
 
-// recorded is what is typed in the recording.
+// recorded are the commands of the recording.
 var recorded = []string{
 	"shepherd submit digits:v1 pages/ -o results",
 	"cat results/output",
@@ -20,8 +20,7 @@ var recorded = []string{
 	"shepherd ls",
 }
 
-// TestRecording types some commands, and makes a drawing of what came out. It runs where
-// somebody asks for it.
+// TestRecording runs some commands, and draws their output. It runs only on request.
 func TestRecording(t *testing.T) {
 	if *record == "" {
 		t.Skip("make recording records")
@@ -61,7 +60,7 @@ const (
 )
 
 // draw makes an SVG of the lines, which come up one after the other as if they were typed.
-// Where motion is not wanted, all are there.
+// With reduced motion all are shown at once.
 func draw(screen []shown) string {
 	var body strings.Builder
 	at := 0.5

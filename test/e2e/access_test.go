@@ -12,8 +12,8 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// curl asks as people do, and returns the answer's status and body. An error of
-// curl's own (no connection, a certificate that is not trusted) is status 000.
+// curl sends a request with curl, and returns the status and body of the answer. An error of
+// curl itself (no connection, an untrusted certificate) is status 000.
 func (w *world) curl(args ...string) (status, body string) {
 	w.t.Helper()
 	cmd := exec.Command(testenv.Command(w.t, "curl", "curl"), append([]string{"--silent", "--max-time", "60", "--write-out", "\n%{http_code}"}, args...)...)
@@ -24,7 +24,7 @@ func (w *world) curl(args ...string) (status, body string) {
 	return text[at+1:], text[:max(at, 0)]
 }
 
-// shepherdd runs the program and returns what it says on both outputs.
+// shepherdd runs the program and returns its standard output and standard error.
 func (w *world) shepherdd(args ...string) (out, told string, err error) {
 	w.t.Helper()
 	cmd := exec.Command(programs+"/shepherdd", args...)
@@ -34,7 +34,7 @@ func (w *world) shepherdd(args ...string) (out, told string, err error) {
 	return o.String(), e.String(), err
 }
 
-// token makes a token and the lines of the configuration for it.
+// token creates a token and the lines of the configuration for it.
 func (w *world) token(args ...string) (token, lines string) {
 	w.t.Helper()
 	out, told, err := w.shepherdd(append([]string{"token", "new"}, args...)...)
@@ -45,7 +45,7 @@ func (w *world) token(args ...string) (token, lines string) {
 	return strings.TrimSpace(out), lines
 }
 
-// TestTheOpenDaemonSaysSo, once, and only where the network can reach it.
+// TestTheOpenDaemonSaysSo: it warns once, and only if the network can reach it.
 func TestTheOpenDaemonSaysSo(t *testing.T) {
 	claims.Hold(t, "C2")
 	const warning = "may submit jobs and read all results"
@@ -69,8 +69,8 @@ func TestTheOpenDaemonSaysSo(t *testing.T) {
 	}
 }
 
-// TestTokensEndToEnd runs a job as a client that has a token, and tries to as
-// clients that have not, or another one.
+// TestTokensEndToEnd runs a job as a client with a token, and tries to as clients without a
+// token or with another one.
 func TestTokensEndToEnd(t *testing.T) {
 	claims.Hold(t, "C5", "C10", "L2")
 	w := newWorld(t)
@@ -121,8 +121,7 @@ func TestTokensEndToEnd(t *testing.T) {
 		}
 	}
 
-	// What is for the machine's administrators is on the socket alone, whatever
-	// token there is.
+	// Routes for the machine's administrators are only on the socket, with any token.
 	for _, path := range []string{"/debug/pprof/", "/debug/config", "/admin/reload"} {
 		if status, _ := w.curl("-X", "POST", "-H", bearer(boss), w.api+path); status != "404" {
 			t.Errorf("%s on the network: %s", path, status)
@@ -152,7 +151,7 @@ func TestTokensEndToEnd(t *testing.T) {
 		t.Error("the refusals are not counted")
 	}
 
-	// A token that is taken away is no longer one, without a restart.
+	// A removed token is refused without a restart.
 	w.edit(otherLines, "")
 	if _, told, err := w.shepherdd("reload", "-c", w.config); err != nil {
 		t.Errorf("reload: %v, %s", err, told)
@@ -171,7 +170,7 @@ func TestTokensEndToEnd(t *testing.T) {
 	}
 }
 
-// openssl runs it.
+// openssl runs openssl.
 func (w *world) openssl(args ...string) {
 	w.t.Helper()
 	cmd := exec.Command(testenv.Command(w.t, "openssl", "openssl"), args...)
@@ -186,7 +185,7 @@ func (w *world) authority(name string) {
 		"-keyout", name+".key", "-out", name+".crt")
 }
 
-// certificate makes NAME.crt and NAME.key, each put into its place at once.
+// certificate creates NAME.crt and NAME.key, each by a rename.
 func (w *world) certificate(authority, name, names string) {
 	w.openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN="+name, "-keyout", "new.key", "-out", "new.csr")
 	write(w.t, w.dir+"/extensions", "subjectAltName="+names+"\n")
@@ -198,7 +197,7 @@ func (w *world) certificate(authority, name, names string) {
 	}
 }
 
-// TestTLSEndToEnd: certificates made by openssl, shown by curl.
+// TestTLSEndToEnd uses certificates made by openssl, and curl.
 func TestTLSEndToEnd(t *testing.T) {
 	claims.Hold(t, "C7")
 	w := newWorld(t)

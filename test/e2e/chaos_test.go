@@ -43,10 +43,9 @@ const (
 	chaosOpen    = 12 // jobs of one client that may be under way
 )
 
-// TestChaos has clients submit, cancel and rerun jobs of bare and container sheep
-// while processes are killed and stopped, storage, registry and disks fail, and the
-// daemon is reloaded and replaced by another build; then faults end, and every
-// promise is checked. `make chaos` runs it for longer.
+// TestChaos: clients submit, cancel and rerun jobs of bare and container sheep while
+// processes are killed and stopped, storage, registry and disks fail, and the daemon is
+// reloaded and replaced by another build. After the faults every guarantee is checked. `make chaos` runs it for longer.
 func TestChaos(t *testing.T) {
 	for _, storage := range []string{"embedded", "minio"} {
 		t.Run(storage, func(t *testing.T) {
@@ -76,7 +75,7 @@ type chaos struct {
 	other string           // the programs of another build
 
 	containerdAway bool
-	ending         chan struct{} // the exited of the daemon that was killed, or told to end, last
+	ending         chan struct{} // the exited of the daemon that was killed or stopped last
 	reloading      sync.WaitGroup
 	reloaded       atomic.Int64 // how often the daemon said that it had
 
@@ -93,7 +92,7 @@ type pendingUndo struct {
 	do  func()
 }
 
-// chaosReport counts what should not be.
+// chaosReport counts violations.
 type chaosReport struct {
 	jobs, runs, cancelled                   int
 	lost, doubled, wrong, disagree, refused int
@@ -142,7 +141,7 @@ storage:
 	return c
 }
 
-// mount gives a directory a small disk of its own.
+// mount mounts a small file system on a directory.
 func (c *chaos) mount(name string, size int) {
 	c.t.Helper()
 	dir := filepath.Join(c.dir, name)
@@ -162,7 +161,7 @@ func (c *chaos) mount(name string, size int) {
 	})
 }
 
-// faultsFor makes one fault after the other, some at a time, while clients work.
+// faultsFor injects faults, several at a time, while clients work.
 func (c *chaos) faultsFor(long time.Duration) {
 	c.t.Helper()
 	ctx, cancel := context.WithCancel(c.t.Context())
@@ -173,7 +172,7 @@ func (c *chaos) faultsFor(long time.Duration) {
 		working.Go(func() { client.work(ctx) })
 	}
 	defer working.Wait()
-	defer c.heal() // a client waits for a daemon that stands still
+	defer c.heal() // a client waits for a stopped daemon
 	defer cancel()
 	kinds := c.faults()
 	for end := time.Now().Add(long); time.Now().Before(end); {
@@ -252,8 +251,8 @@ func (c *chaos) serves() {
 	}
 }
 
-// settle ends the faults, waits until all that was promised has come about, and
-// compares it. It returns how long that took.
+// settle ends the faults, waits until every guarantee holds, and returns how long that
+// took.
 func (c *chaos) settle() time.Duration {
 	c.t.Helper()
 	began := time.Now()
@@ -340,7 +339,7 @@ func (c *chaos) judge(ctx context.Context, store *s3.Store, j *chaosJob, executi
 	}
 }
 
-// storage is how clients reach the storage, past the proxy.
+// storage returns the clients' access to the storage, without the proxy.
 func (c *chaos) storage() (url, key, secret string) {
 	if c.minio != nil {
 		return c.minio.URL, c.minio.AccessKey, c.minio.SecretKey
@@ -348,7 +347,7 @@ func (c *chaos) storage() (url, key, secret string) {
 	return c.s3, accessKey, secretKey
 }
 
-// findLeftovers stops the daemon and looks for what it left.
+// findLeftovers stops the daemon and looks for what it has left behind.
 func (c *chaos) findLeftovers() {
 	c.t.Helper()
 	left := func(format string, args ...any) {
@@ -387,7 +386,7 @@ func (c *chaos) findLeftovers() {
 		if err == nil && strings.Contains(path, "/dock-") {
 			left("cgroup %s", path)
 		}
-		return nil // what goes meanwhile is no concern
+		return nil // removed meanwhile
 	})
 	if err != nil {
 		c.t.Fatal(err)
@@ -421,7 +420,7 @@ func (c *chaos) uploads() []string {
 	return found
 }
 
-// broken are the figures that have to be 0.
+// broken returns the figures that must be 0.
 func (c *chaos) broken() map[string]int {
 	r := &c.report
 	return map[string]int{
@@ -430,7 +429,7 @@ func (c *chaos) broken() map[string]int {
 	}
 }
 
-// table is what happened, as docs/guarantees.md shows it.
+// table returns the result in the form of docs/guarantees.md.
 func (c *chaos) table(settled time.Duration) string {
 	var b strings.Builder
 	row := func(what string, n any) { fmt.Fprintf(&b, "| %s | %v |\n", what, n) }
@@ -451,7 +450,7 @@ func (c *chaos) table(settled time.Duration) string {
 	return b.String()
 }
 
-// chaosClient is somebody who has jobs computed, whatever happens.
+// chaosClient is a client that submits jobs during the faults.
 type chaosClient struct {
 	*chaos
 	name string
@@ -459,12 +458,12 @@ type chaosClient struct {
 	jobs []*chaosJob
 }
 
-// chaosJob is what a client knows of a job.
+// chaosJob is a client's knowledge of a job.
 type chaosJob struct {
 	id, model    string
 	sheep        string // that it is addressed to
 	body         string // of its last submission
-	output, text string // the file that it has to give, and what is in it
+	output, text string // the expected output file and its content
 
 	pending                     bool // the submission is not answered yet
 	final                       bool
@@ -534,7 +533,7 @@ func (c *chaosClient) newJob() *chaosJob {
 	return j
 }
 
-// submit asks until it is answered, or ctx ends.
+// submit repeats its request until it is answered, or ctx ends.
 func (c *chaosClient) submit(ctx context.Context, j *chaosJob) {
 	for ctx.Err() == nil && j.pending {
 		j.submissions++
@@ -583,7 +582,7 @@ func (c *chaosClient) look(j *chaosJob) {
 	j.final = s.Status == "done" || s.Status == "failed" || s.Status == "cancelled"
 }
 
-// finish brings what is open to an end.
+// finish completes open requests.
 func (c *chaosClient) finish(ctx context.Context) {
 	for _, j := range c.jobs {
 		c.submit(ctx, j)
@@ -608,7 +607,7 @@ func (c *chaosClient) pause(ctx context.Context) {
 	}
 }
 
-// refuse notes an answer that no client should get.
+// refuse records an answer that no client should get.
 func (c *chaosClient) refuse(format string, args ...any) {
 	c.report.mu.Lock()
 	c.report.refused++

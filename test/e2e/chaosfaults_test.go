@@ -19,8 +19,8 @@ import (
 // chaosFault is a fault that is injected into a machine.
 type chaosFault struct {
 	name string
-	// make makes the fault. Undo, where it is not nil, ends it; done is false where
-	// there was nothing to break.
+	// make injects the fault. Undo, if not nil, ends it; done is false if there was
+	// nothing to break.
 	make func() (undo func(), done bool)
 }
 
@@ -73,7 +73,7 @@ func (c *chaos) kills(find func() []proc.Process) func() (func(), bool) {
 	}
 }
 
-// stops has one of the processes that find finds stand still.
+// stops suspends one of the processes that find finds.
 func (c *chaos) stops(find func() []proc.Process) func() (func(), bool) {
 	return func() (func(), bool) {
 		p, found := c.one(find())
@@ -92,8 +92,8 @@ func (c *chaos) one(found []proc.Process) (proc.Process, bool) {
 	return found[c.dice.IntN(len(found))], true
 }
 
-// reloads changes the configuration and has the daemon read it again. The command is not
-// waited for: the daemon may stand still, and other faults come meanwhile.
+// reloads changes the configuration and reloads it. It does not wait for the command: the
+// daemon may be suspended, and other faults are injected meanwhile.
 func (c *chaos) reloads() (func(), bool) {
 	if !strings.Contains(c.log.String(), "Shepherd API is available") {
 		return nil, false
@@ -206,7 +206,7 @@ func (c *chaos) killEverything() (func(), bool) {
 	return nil, true
 }
 
-// fills leaves no room on the disk of a directory.
+// fills fills the disk of a directory.
 func (c *chaos) fills(name string) func() (func(), bool) {
 	file := filepath.Join(c.dir, name, "other people's data")
 	return func() (func(), bool) {
@@ -231,7 +231,7 @@ func (c *chaos) registryFails(fault testenv.RegistryFault) func() (func(), bool)
 	}
 }
 
-// storageFails has some of the next requests go wrong.
+// storageFails injects faults into some of the next requests.
 func (c *chaos) storageFails(fault testenv.Fault) func() (func(), bool) {
 	return func() (func(), bool) {
 		c.proxy.Inject(fault, 1+c.dice.IntN(30), nil)

@@ -63,8 +63,7 @@ sheep:
 	return p
 }
 
-// did reads what a job's runner said of itself: who it is and how many jobs it
-// had had.
+// did reads the report of a job's runner: its identity and the number of its jobs.
 func (p *containerWorld) did(id string) (who, jobs string) {
 	p.t.Helper()
 	if s := p.await(id); s.Status != "done" {
@@ -103,8 +102,8 @@ func TestJobsInContainers(t *testing.T) {
 	p.expectFailed("job-5", "Sheep container died without notice", "exit code 3", "so be it")
 }
 
-// A containerd that answers nothing keeps jobs of its sheep waiting, but neither the
-// other sheep's nor the daemon from ending.
+// While containerd does not answer, jobs of its sheep wait; other sheep's jobs run, and the
+// daemon can be stopped.
 func TestStopWhileContainerdHangs(t *testing.T) {
 	p := newContainerWorld(t)
 	p.edit("api:\n", "drain_timeout: 2s\napi:\n")

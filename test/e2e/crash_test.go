@@ -20,18 +20,16 @@ import (
 	"github.com/iterait/shepherd/storage/s3"
 )
 
-// crashSegment is how many daemons in a row are killed before everything is
-// looked at.
+// crashSegment is how many daemons in a row are killed before everything is checked.
 const crashSegment = 16
 
-// maxBursts is how often a client submits jobs to one daemon. The daemon at the end
-// has to deal with what is left of all.
+// maxBursts is how often a client submits jobs to one daemon. The last daemon has to
+// complete all of them.
 const maxBursts = 8
 
 // The daemon is killed at each crash point, and at each ordered pair of them one
-// after the other, while a client submits and cancels jobs and tries again what was
-// not answered. Then a daemon that is left alone has to bring every acknowledged
-// job to its right end.
+// after the other, while a client submits and cancels jobs and repeats requests that were
+// not answered. Then a daemon without faults must end every acknowledged job correctly.
 func TestCrashPoints(t *testing.T) {
 	dir := t.TempDir()
 	build := exec.Command("go", "build", "-trimpath", "-tags", "crashpoints", "-o", dir+"/", "../../cmd/...")
@@ -96,7 +94,7 @@ type crashes struct {
 type crashJob struct {
 	input                string
 	acknowledged         bool
-	cancel, cancelled    bool // a cancel was asked for, and answered
+	cancel, cancelled    bool // a cancel was requested, and answered
 	body                 string
 	submissions, cancels int
 }
@@ -139,7 +137,7 @@ func (c *crashes) life(point crashpoint.Point, all bool) {
 	if got := c.daemon.ProcessState.Sys().(syscall.WaitStatus); !got.Signaled() || got.Signal() != syscall.SIGKILL {
 		c.t.Fatalf("the daemon ends with %v at %v\n%s", c.daemon.ProcessState, c.killed, c.log)
 	}
-	if all { // shims first: one that sees its runner killed tells the next daemon so
+	if all { // shims first: one whose runner is killed reports that to the next daemon
 		left := c.processes()
 		for _, shims := range []bool{true, false} {
 			for pid, command := range left {
@@ -159,7 +157,7 @@ func (c *crashes) launchAt(point crashpoint.Point) {
 	c.launch()
 }
 
-// more has the client want something new that leads to the point.
+// more makes the client send a new request that leads to the point.
 func (c *crashes) more(point crashpoint.Point) {
 	id := fmt.Sprintf("job-%d", len(c.order)+1)
 	j := &crashJob{input: "text of " + id}
@@ -182,8 +180,8 @@ func (c *crashes) more(point crashpoint.Point) {
 	c.retry()
 }
 
-// retry asks for what was not answered yet, as a client does that knows only that
-// the connection broke.
+// retry repeats requests that were not answered, as a client does that knows only that the
+// connection broke.
 func (c *crashes) retry() {
 	for _, id := range c.order {
 		j := c.jobs[id]
@@ -220,7 +218,7 @@ func (c *crashes) retry() {
 	}
 }
 
-// settle starts a daemon that is left alone, and checks how all has ended.
+// settle starts a daemon without faults, and checks how all jobs have ended.
 func (c *crashes) settle() {
 	c.t.Helper()
 	c.start()
@@ -263,8 +261,8 @@ func (c *crashes) settle() {
 	}
 }
 
-// keptStatus waits until storage says of an ended job what the API does; the error
-// says that it does not.
+// keptStatus waits until the state of an ended job in storage agrees with the API. The error
+// describes the difference.
 func keptStatus(ctx context.Context, store *s3.Store, id, state string, finished *string) (kept job.Status, err error) {
 	for end := time.Now().Add(deadline / 4); ; time.Sleep(5 * time.Millisecond) {
 		kept, err = store.Status(ctx, job.ID(id))
@@ -277,8 +275,8 @@ func keptStatus(ctx context.Context, store *s3.Store, id, state string, finished
 	}
 }
 
-// The ledger is lost with the daemon and its sheep; `shepherdd recover` queues what
-// had not ended again, and it is done.
+// The ledger is lost with the daemon and its sheep; `shepherdd recover` queues the jobs that
+// had not ended again, and they are done.
 func TestRecover(t *testing.T) {
 	w := newWorld(t)
 	w.start()

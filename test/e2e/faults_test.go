@@ -15,12 +15,12 @@ import (
 	"github.com/iterait/shepherd/internal/claims"
 )
 
-// shepherdd is killed while a job runs: the runner goes on, its answer arrives,
-// the job is not run a second time, the model is not loaded again.
+// shepherdd is killed while a job runs: the runner continues, its answer arrives, the job is
+// not run a second time, the model is not loaded again.
 func TestDaemonKilledWhileAJobRuns(t *testing.T) {
 	for _, c := range []struct {
 		name     string
-		absent   func(w *world) // what happens while no daemon is there
+		absent   func(w *world) // what happens while no daemon is running
 		restarts int
 	}{
 		{"answered after the restart", nil, 1},
@@ -61,7 +61,7 @@ func TestDaemonKilledWhileAJobRuns(t *testing.T) {
 	}
 }
 
-// The runner ends while no daemon is there: its job fails with the cause.
+// The runner ends while no daemon is running: its job fails with the cause.
 func TestRunnerEndsWhileDaemonIsAway(t *testing.T) {
 	w := newWorld(t)
 	w.start()
@@ -78,8 +78,7 @@ func TestRunnerEndsWhileDaemonIsAway(t *testing.T) {
 	w.expectDone("job-2", "two")
 }
 
-// A shim is killed under a running job: the runner goes with it, and the job is
-// tried again.
+// A shim is killed during a job: its runner is killed, too, and the job is tried again.
 func TestShimKilled(t *testing.T) {
 	for _, daemon := range []string{"present", "away"} {
 		t.Run("daemon "+daemon, func(t *testing.T) {
@@ -111,8 +110,8 @@ func TestShimKilled(t *testing.T) {
 	}
 }
 
-// Jobs that do harm fail and say what they did, or are done with a warning; a job
-// after each of them is done by the same sheep.
+// Harmful jobs fail with a message that says what they did, or are done with a warning; the
+// same sheep runs the next job.
 func TestPoison(t *testing.T) {
 	w := newWorld(t)
 	w.edit("api:", "scheduling: {max_attempts: 2}\napi:")
@@ -153,8 +152,7 @@ func TestPoison(t *testing.T) {
 	expectWell()
 }
 
-// Everything is killed, as by a power cut: queued, prepared and running jobs are
-// all dealt with.
+// Everything is killed, as by a power cut: queued, prepared and running jobs all end.
 func TestEverythingKilled(t *testing.T) {
 	w := newWorld(t, "one", "two")
 	w.start()
@@ -164,7 +162,7 @@ func TestEverythingKilled(t *testing.T) {
 	}
 	w.eventually("two run", func() bool { return len(w.noted("job")) == 2 })
 	w.kill()
-	// Shims first: a runner that dies while its shim looks on has failed.
+	// Shims first: a shim reports the death of its runner as a failure.
 	for _, shims := range []bool{true, false} {
 		for pid, command := range w.processes() {
 			if strings.Contains(command, "shepherd-shim") == shims {
@@ -181,7 +179,7 @@ func TestEverythingKilled(t *testing.T) {
 }
 
 // The daemon is killed at random moments while clients submit and jobs run:
-// what was acknowledged is never lost, and ends once.
+// acknowledged jobs are never lost, and end once.
 func TestDaemonKilledAtRandom(t *testing.T) {
 	w := newWorld(t, "one", "two")
 	w.start()
@@ -218,7 +216,7 @@ func TestDaemonKilledAtRandom(t *testing.T) {
 }
 
 // SIGTERM lets the running job finish, hands the others back and stops all
-// sheep; the next daemon goes on.
+// sheep; the next daemon continues.
 func TestDrain(t *testing.T) {
 	w := newWorld(t)
 	w.start()
@@ -251,8 +249,8 @@ func TestDrain(t *testing.T) {
 
 // The end of the terminal that the daemon was started in stops it as well.
 func TestTerminalGoes(t *testing.T) {
-	// Under nohup the signal is ignored, and so it would be by the daemon; one
-	// that is caught here is at its default there.
+	// Under nohup the signal is ignored, and the daemon would inherit that; a signal that
+	// is caught here has its default action there.
 	caught := make(chan os.Signal, 1)
 	signal.Notify(caught, syscall.SIGHUP)
 	defer signal.Stop(caught)
@@ -290,7 +288,7 @@ func TestDrainTimeout(t *testing.T) {
 }
 
 // A runner's children do not outlive it, however they hide.
-func TestForkedChildrenAreSlaughtered(t *testing.T) {
+func TestForkedChildrenAreKilled(t *testing.T) {
 	w := newWorld(t)
 	w.start()
 	w.submit("job-1", "echo:v1", "fork 1000")
@@ -313,8 +311,8 @@ func TestForkedChildrenAreSlaughtered(t *testing.T) {
 	}
 }
 
-// A second daemon on the same state directory, or the same port, says so and
-// ends; the first is not disturbed.
+// A second daemon on the same state directory or port reports that and exits; the first is
+// not affected.
 func TestSecondDaemon(t *testing.T) {
 	w := newWorld(t)
 	w.start()
@@ -371,8 +369,7 @@ func TestOnlyWorkingDirectoriesAreCleaned(t *testing.T) {
 	w.logged("carry no mark of shepherd")
 }
 
-// A sheep that is taken out of the configuration while no daemon is there does
-// not stay up.
+// A sheep that is removed from the configuration while no daemon is running is stopped.
 func TestSheepTakenOut(t *testing.T) {
 	w := newWorld(t, "one", "two")
 	w.start()

@@ -50,7 +50,7 @@ func newFleet(t *testing.T, names ...string) (map[string]*world, *postgrestest.S
 	return fleet, database
 }
 
-// endLease has the lease of a node be over.
+// endLease ends the lease of a node.
 func endLease(t *testing.T, database *postgrestest.Server, name string) {
 	t.Helper()
 	err := database.Exec(t.Context(), "postgres", "UPDATE shepherd.nodes SET expires_at = clock_timestamp() - interval '1 second' WHERE name LIKE '"+name+"-%'")
@@ -86,7 +86,7 @@ func occupy(t *testing.T, fleet map[string]*world, gate string, ids ...string) m
 	return has
 }
 
-// sheepOf is which job each sheep has, by NODE/SHEEP without the nodes' tails.
+// sheepOf returns the job of each sheep, by NODE/SHEEP without the nodes' suffixes.
 func sheepOf(t *testing.T, list string) map[string]string {
 	t.Helper()
 	var answer struct {
@@ -110,7 +110,7 @@ func sheepOf(t *testing.T, list string) map[string]string {
 	return jobs
 }
 
-// causes are those of the ends of a job's attempts, each with its node.
+// causes returns the causes of a job's attempts, each with its node.
 func causes(t *testing.T, w *world, id string) []string {
 	t.Helper()
 	code, text := w.request("GET", "/jobs/"+id, "")
@@ -128,9 +128,9 @@ func causes(t *testing.T, w *world, id string) []string {
 	return ends
 }
 
-// Two daemons share a ledger and a storage. Each runs what the other was given, and
-// answers for it. What one ran that dies, or that loses its lease, the other runs; the
-// one that lost its lease ends, and started again it is a node like any other.
+// Two daemons share a ledger and a storage. Each runs and shows jobs that the other has
+// accepted. If one dies or loses its lease, the other runs its jobs; a daemon that has lost
+// its lease exits, and joins again when it is started.
 func TestFleet(t *testing.T) {
 	fleet, database := newFleet(t, "a", "b")
 	a, b := fleet["a"], fleet["b"]
@@ -146,7 +146,7 @@ func TestFleet(t *testing.T) {
 		}
 	}
 
-	// Each node tells of the sheep of both, and of their logs.
+	// Each node shows the sheep of both, and their logs.
 	for _, w := range fleet {
 		w.eventually("the sheep of both are known", func() bool {
 			code, list := w.request("GET", "/sheep", "")
@@ -161,7 +161,7 @@ func TestFleet(t *testing.T) {
 		}
 	}
 
-	// Each shows both nodes, and says that they are of one fleet.
+	// Each shows both nodes, in the same fleet.
 	for name, w := range fleet {
 		for _, pattern := range []string{
 			`shepherd_node_info{fleet="a-\w+",node="` + name + `-\w+"} 1`, `shepherd_node_up{node="a-\w+"} 1`, `shepherd_node_up{node="b-\w+"} 1`, `shepherd_node_drained{node="a-\w+"} 0`,
@@ -172,7 +172,7 @@ func TestFleet(t *testing.T) {
 		}
 	}
 
-	// Node a dies with all that it has.
+	// Node a and all its processes are killed.
 	a.kill()
 	for pid := range a.processes() {
 		syscall.Kill(pid, syscall.SIGKILL)
@@ -207,7 +207,7 @@ func TestFleet(t *testing.T) {
 	}
 	a.start()
 
-	// A node that is drained takes jobs in and runs none.
+	// A drained node accepts jobs and runs none.
 	nodes := func(args ...string) string {
 		t.Helper()
 		out, err := exec.Command(programs+"/shepherdd", append([]string{"nodes", "-c", a.config}, args...)...).CombinedOutput()
@@ -241,9 +241,9 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// Nodes reach one another by mutual TLS: each checks the other's certificate, shows its
-// own, and the secret. One whose certificate another authority has signed, or that has
-// another secret, is asked nothing, and told of with the reason.
+// Nodes connect by mutual TLS: each verifies the other's certificate, and sends its own and
+// the secret. A node with a certificate of another authority, or with another secret, gets no
+// requests, and is listed with the reason.
 func TestFleetTLS(t *testing.T) {
 	fleet, _ := newFleet(t, "a", "b")
 	a, b := fleet["a"], fleet["b"]
@@ -272,7 +272,7 @@ sheep`, port, a.dir, name))
 		w.launch()
 		w.api = w.logged(`Shepherd API is available at (https://\S+)`)
 	}
-	// told is what node a tells of node b's sheep.
+	// told returns node a's view of node b's sheep.
 	told := func() string {
 		t.Helper()
 		status, body := a.curl("--cacert", "nodes.crt", "--cert", "alice.crt", "--key", "alice.key", a.api+"/sheep")

@@ -19,8 +19,8 @@ import (
 
 // A farm is a machine whose sheep multiply matrices on a GPU. With
 // SHEPHERD_TEST_GPU set, as `make test-gpu` does, it is this machine's first GPU.
-// Else a stand-in for NVIDIA's library does the work, so that all but the GPU
-// itself is tested everywhere.
+// Otherwise a stand-in for NVIDIA's library computes, so that everything but the GPU itself
+// is tested everywhere.
 type farm struct {
 	*world
 	python string
@@ -149,7 +149,7 @@ func TestGPUContainer(t *testing.T) {
 	f.multiplied("job-1")
 }
 
-// describe makes a CDI spec of the stand-in.
+// describe writes a CDI spec of the stand-in.
 func (f *farm) describe() {
 	f.t.Helper()
 	spec := fmt.Sprintf(`{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu",
@@ -185,7 +185,7 @@ print("\n".join(files))`
 	needed := regexp.MustCompile(`(?m)^\t(?:\S+ => )?(/\S+) \(`)
 	for _, path := range strings.Fields(string(out)) {
 		add(path)
-		libraries, _ := exec.Command("ldd", path).Output() // fails for what is no program
+		libraries, _ := exec.Command("ldd", path).Output() // fails for files that are no programs
 		for _, m := range needed.FindAllSubmatch(libraries, -1) {
 			add(string(m[1]))
 		}

@@ -14,15 +14,14 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// gpuWorld is a world with made-up GPUs, of which a stand-in for shepherd-gpu
-// tells.
+// gpuWorld is a world with simulated GPUs, which a stand-in for shepherd-gpu reports.
 type gpuWorld struct {
 	*world
 	gpus string // the stand-in's folder
 	inv  gpu.Inventory
 }
 
-// newGPUWorld makes a machine with so many GPUs of 80 GiB and the named sheep,
+// newGPUWorld makes a machine with the given number of GPUs of 80 GiB and the named sheep,
 // each with these further settings.
 func newGPUWorld(t *testing.T, gpus int, sheep map[string]string) *gpuWorld {
 	t.Helper()
@@ -62,7 +61,7 @@ func newGPUWorld(t *testing.T, gpus int, sheep map[string]string) *gpuWorld {
 	return w
 }
 
-// tell has the stand-in tell of the world's GPUs as they are now.
+// tell makes the stand-in report the present state of the world's GPUs.
 func (w *gpuWorld) tell() {
 	w.t.Helper()
 	text, err := json.Marshal(w.inv)
@@ -75,7 +74,7 @@ func (w *gpuWorld) tell() {
 	}
 }
 
-// xid has a GPU report one.
+// xid makes a GPU report an Xid.
 func (w *gpuWorld) xid(index, code int) {
 	w.t.Helper()
 	f, err := os.OpenFile(filepath.Join(w.gpus, "xids"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
@@ -88,7 +87,7 @@ func (w *gpuWorld) xid(index, code int) {
 	}
 }
 
-// seen is what GET /gpus answers.
+// seen returns the answer of GET /gpus.
 func (w *gpuWorld) seen() api.GPUList {
 	w.t.Helper()
 	var seen api.GPUList
@@ -99,7 +98,7 @@ func (w *gpuWorld) seen() api.GPUList {
 	return seen
 }
 
-// user is the sheep's share of a GPU as it is shown.
+// user returns the sheep's share of a GPU as shown by the API.
 func (w *gpuWorld) user(index int, sheep string) api.DeviceUser {
 	w.t.Helper()
 	for _, u := range w.seen().Gpus[index].Sheep {
@@ -111,7 +110,7 @@ func (w *gpuWorld) user(index int, sheep string) api.DeviceUser {
 	return api.DeviceUser{}
 }
 
-// TestSharedGPU has two sheep take turns on one GPU.
+// TestSharedGPU: two sheep take turns on one GPU.
 func TestSharedGPU(t *testing.T) {
 	shared := "    devices: [/dev/nvidia0]\n    shared: true\n    gpu_memory: 60GiB\n"
 	w := newGPUWorld(t, 1, map[string]string{"a": shared, "b": shared})
@@ -140,7 +139,7 @@ func TestSharedGPU(t *testing.T) {
 		t.Errorf("shepherdd gpus: %v\n%s", err, out)
 	}
 
-	// What the alert rules and the dashboard ask for is there.
+	// The metrics of the alert rules and the dashboard exist.
 	figures := w.metrics()
 	for _, file := range []string{"../../contrib/prometheus/shepherd.rules.yml", "../../contrib/grafana/shepherd.json"} {
 		for _, name := range regexp.MustCompile(`\bshepherd_gpu_[a-z_]+[a-z]\b`).FindAllString(expressions(t, file), -1) {
@@ -189,8 +188,8 @@ func TestSharedGPU(t *testing.T) {
 	}
 }
 
-// TestXidFailsTheJob has a program's own fault be in its job's failure, and the
-// next job begin with a new runner.
+// TestXidFailsTheJob: an Xid of the program is in its job's failure, and the next job begins
+// with a new runner.
 func TestXidFailsTheJob(t *testing.T) {
 	w := newGPUWorld(t, 1, map[string]string{"a": "    devices: [/dev/nvidia0]\n"})
 	w.start()
@@ -213,7 +212,7 @@ func TestXidFailsTheJob(t *testing.T) {
 	}
 }
 
-// TestLostGPU has a job go on elsewhere when its GPU is lost, and the GPU be used
+// TestLostGPU: a job continues on another sheep when its GPU is lost, and the GPU is used
 // again when it is back.
 func TestLostGPU(t *testing.T) {
 	w := newGPUWorld(t, 2, map[string]string{"a": "    devices: [/dev/nvidia0]\n", "b": "    devices: [\"nvidia.com/gpu=1\"]\n", "plain": ""})
@@ -241,7 +240,7 @@ func TestLostGPU(t *testing.T) {
 	w.tell()
 	w.expectDone("job-2", "later")
 
-	// One for any sheep goes on in another.
+	// A job for any sheep runs on another one.
 	w.submit("job-4", "echo:v1", "wait "+go_, "sheep_id", "plain") // which is at work until go_ is there
 	w.submit("job-5", "echo:v2", "wait "+go_)
 	on := -1
@@ -261,7 +260,7 @@ func TestLostGPU(t *testing.T) {
 	w.expectDone("job-4", "wait "+go_)
 }
 
-// TestBrokenDriver has jobs run though the driver crashes whoever asks it.
+// TestBrokenDriver: jobs run although the driver crashes every process that queries it.
 func TestBrokenDriver(t *testing.T) {
 	w := newGPUWorld(t, 1, map[string]string{"a": "    devices: [/dev/nvidia0]\n", "plain": ""})
 	write(t, filepath.Join(w.gpus, "mode"), "crash\n")

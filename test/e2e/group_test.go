@@ -8,7 +8,7 @@ import (
 )
 
 // TestAfter chains jobs by their outputs, across a daemon that is killed while they wait,
-// and takes a group in as a whole.
+// and submits a group.
 func TestAfter(t *testing.T) {
 	c := newClient(t, "shepherd")
 	dir := c.w.dir

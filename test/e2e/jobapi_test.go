@@ -33,7 +33,7 @@ func (w *world) curlOut(args ...string) string {
 	return string(out)
 }
 
-// TestJobAPI does what docs/api.md shows, with curl and tar.
+// TestJobAPI runs the examples of docs/api.md, with curl and tar.
 func TestJobAPI(t *testing.T) {
 	w := newWorld(t)
 	w.start()
@@ -76,7 +76,7 @@ func TestJobAPI(t *testing.T) {
 	next := parse(w.curlOut("-H", "Prefer: wait=60", "-d", `{`+model+`, "inputs": [{"job": "packed", "path": "outputs/output", "as": "input"}]}`, w.api+"/jobs"))
 	w.expectDone(next.JobId, "from a directory")
 
-	// What came out, whole.
+	// All outputs.
 	w.curlOut("-OJ", w.api+"/jobs/packed/outputs.zip")
 	zipped, err := zip.OpenReader(w.dir + "/packed-outputs.zip")
 	if err != nil {

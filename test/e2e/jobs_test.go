@@ -59,7 +59,7 @@ func TestJobs(t *testing.T) {
 			return compact(t, text) == `{"sheep":{"bare_sheep":{"model":{"name":"echo","version":"v1"},"request":null,"running":true}}}`
 		})
 	})
-	t.Run("failed, then the next ones go on", func(t *testing.T) {
+	t.Run("failed, then the next ones run", func(t *testing.T) {
 		w.submit("job-fail", "echo:v1", "fail")
 		w.submit("job-key", "echo:v1", "key")
 		w.submit("job-after", "echo:v1", "after")
@@ -225,7 +225,7 @@ func TestAddressedJob(t *testing.T) {
 	w.expectDone("first", "wait "+gate)
 }
 
-// A sheep that would be idle takes over what a busy one has only prepared.
+// An idle sheep takes over a job that a busy one has only prepared.
 func TestIdleSheepTakesOver(t *testing.T) {
 	w := newWorld(t, "one", "two")
 	w.start()
@@ -235,7 +235,7 @@ func TestIdleSheepTakesOver(t *testing.T) {
 	w.eventually("both run", func() bool { return len(w.noted("job")) == 2 })
 	w.submit("next-1", "echo:v1", "n1")
 	w.submit("next-2", "echo:v1", "n2")
-	write(t, gate2, "") // one sheep goes on; the other stays blocked
+	write(t, gate2, "") // one sheep continues; the other stays blocked
 	w.expectDone("next-1", "n1")
 	w.expectDone("next-2", "n2")
 	write(t, gate1, "")
@@ -263,7 +263,7 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// compact is the JSON text without spaces and with the keys of objects in order.
+// compact returns the JSON text without spaces and with sorted keys.
 func compact(t *testing.T, text string) string {
 	t.Helper()
 	var v any

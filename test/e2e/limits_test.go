@@ -9,8 +9,8 @@ import (
 	"github.com/iterait/shepherd/api"
 )
 
-// TestLimits runs jobs into the limits that they bring and those that are
-// configured for all, for a model and for a sheep.
+// TestLimits runs jobs into their own limits and those that are configured for all, for a
+// model and for a sheep.
 func TestLimits(t *testing.T) {
 	w := newWorld(t, "sheep", "deaf")
 	w.edit("api:\n", "limits: {retry_pause: 10ms}\nmodels: {limits: [{model: echo, run_timeout: 2s}]}\nscheduling: {max_overtakes: 3}\napi:\n")
@@ -48,7 +48,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// view is the job in detail.
+// view returns the job in detail.
 func (w *world) view(id string) api.Job {
 	w.t.Helper()
 	var j api.Job

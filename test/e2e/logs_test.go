@@ -19,7 +19,7 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// A job's way is logged in the original's words.
+// A job's progress is logged in the original's words.
 func TestLogReadsAsTheOriginals(t *testing.T) {
 	w := newWorld(t)
 	w.start()
@@ -54,7 +54,7 @@ func TestLogReadsAsTheOriginals(t *testing.T) {
 	}
 }
 
-// Whatever names a job or a sheep in its words has them as fields, too.
+// Log lines whose text names a job or a sheep also have it as a field.
 func TestLogFields(t *testing.T) {
 	w := newWorld(t)
 	w.edit("sheep:\n", "logging: {format: json, level: debug}\nsheep:\n")
@@ -89,10 +89,10 @@ func TestLogFields(t *testing.T) {
 	}
 }
 
-// TestSecretsStaySecret gives the daemon every secret that it can have, has it
-// use and misuse them, and looks for them in everything that comes out: its log
-// in all detail, all answers of the API, metrics, errors, traces, the summary of
-// the configuration, and the command lines of what it starts.
+// TestSecretsStaySecret gives the daemon every secret that it can have, makes it use them,
+// also wrong ones, and searches for them in all its output: its log at the debug level, all
+// answers of the API, metrics, errors, traces, the summary of the configuration, and the
+// command lines of its processes.
 func TestSecretsStaySecret(t *testing.T) {
 	const (
 		registryPassword = "hunter2-registry"
@@ -120,13 +120,13 @@ func TestSecretsStaySecret(t *testing.T) {
 		"OTEL_EXPORTER_OTLP_HEADERS=api-key="+otlpKey, "OTEL_BSP_SCHEDULE_DELAY=50")
 	w.start()
 
-	var out strings.Builder // all that came out
+	var out strings.Builder // all output
 	ask := func(method, path, body string) {
 		t.Helper()
 		code, text := w.request(method, path, body)
 		fmt.Fprintf(&out, "%s %s: %d %s\n", method, path, code, text)
 	}
-	ask("GET", "/sheep", "") // nobody gets in without the token
+	ask("GET", "/sheep", "") // refused without the token
 	w.header = map[string]string{"Authorization": "Bearer wrong-" + fileToken}
 	ask("GET", "/sheep", "")
 	w.header = map[string]string{"Authorization": "Bearer " + fileToken}
@@ -177,12 +177,12 @@ func TestSecretsStaySecret(t *testing.T) {
 	ask("GET", "/metrics", "")
 	out.WriteString(w.log.All())
 
-	// Neither the check of a configuration shows them, nor of one that is wrong.
+	// config check does not show them, neither for a valid configuration nor an invalid one.
 	for _, edit := range [][2]string{{"sheep:\n", "sheep:\n"}, {"logging: {", "loging: {"}} {
 		w.edit(edit[0], edit[1])
 		check := exec.Command(programs+"/shepherdd", "config", "check", w.config)
 		check.Env = w.env
-		text, _ := check.CombinedOutput() // the second is no good
+		text, _ := check.CombinedOutput() // the second is invalid
 		out.Write(text)
 	}
 	out.WriteString(receiver.Raw())

@@ -12,8 +12,8 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// TestMetrics takes a daemon through all that it counts, and holds what it shows
-// against the documentation, the alert rules and the dashboard.
+// TestMetrics makes a daemon count everything that it can, and compares its metrics with the
+// documentation, the alert rules and the dashboard.
 func TestMetrics(t *testing.T) {
 	p := newContainerWorld(t)
 	w := p.world
@@ -105,7 +105,7 @@ func TestMetrics(t *testing.T) {
 		}
 		for _, name := range names {
 			elsewhere := strings.HasPrefix(name, "shepherd_gpu_") || strings.HasPrefix(name, "shepherd_node_") || strings.HasPrefix(name, "shepherd_lease_")
-			if !shown[name] && !elsewhere { // those are held against TestSharedGPU and TestFleet
+			if !shown[name] && !elsewhere { // TestSharedGPU and TestFleet check those
 				t.Errorf("%s asks for %s, which a daemon does not show", file, name)
 			}
 		}
@@ -144,8 +144,8 @@ func (w *world) metrics() string {
 }
 
 // TestTrace follows one trace from its client to the upload of the results, with
-// the daemon killed in the middle: the runner was told the name of its span in
-// it, and knows of the trace from its start.
+// the daemon killed in the middle: the runner gets the id of its span, and has the trace from
+// its start.
 func TestTrace(t *testing.T) {
 	receiver := testenv.StartOTLP(t)
 	w := newWorld(t)
@@ -195,15 +195,14 @@ func TestTrace(t *testing.T) {
 		t.Errorf("the runner was told %s, its span is %x", told[1], receiver.Span("run").SpanId)
 	}
 
-	// Nobody traces this one: the daemon begins a trace itself.
+	// The client does not trace this one: the daemon begins a trace itself.
 	w.submit("job-own", "echo:v1", "trace")
 	if s := w.await("job-own"); s.Status != "done" || strings.Contains(w.result("job-own"), " 00-"+trace) {
 		t.Errorf("%+v", s)
 	}
 }
 
-// Without a receiver nothing is traced; a client's trace reaches the runner all
-// the same.
+// Without a receiver nothing is traced; a client's trace still reaches the runner.
 func TestTraceIsHandedOn(t *testing.T) {
 	w := newWorld(t)
 	w.env = append(w.env, "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_SDK_DISABLED=true")

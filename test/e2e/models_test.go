@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestUnusableModels submits jobs for models that cannot be loaded, for each reason there
-// is in a model's directory, and checks what the client is told and advised.
+// TestUnusableModels submits jobs for models that cannot be loaded, for each reason in a
+// model's directory, and checks the message and the advice for the client.
 func TestUnusableModels(t *testing.T) {
 	const (
 		name    = "Check the model's name and version."

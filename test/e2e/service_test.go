@@ -30,7 +30,7 @@ func (w *world) must(args ...string) string {
 	return out
 }
 
-// manager stands for the service manager: it hears what the daemon tells.
+// manager replaces the service manager: it receives the daemon's notifications.
 func (w *world) manager() *net.UnixConn {
 	w.t.Helper()
 	path := w.dir + "/notify"
@@ -43,7 +43,7 @@ func (w *world) manager() *net.UnixConn {
 	return conn
 }
 
-// hears waits until the daemon tells what begins so.
+// hears waits for a notification with that prefix.
 func (w *world) hears(conn *net.UnixConn, want string) string {
 	w.t.Helper()
 	conn.SetReadDeadline(time.Now().Add(deadline))
@@ -59,8 +59,8 @@ func (w *world) hears(conn *net.UnixConn, want string) string {
 	}
 }
 
-// Sheep come, change and go by a reload; a job that runs in another is not
-// disturbed, and what cannot be read changes nothing.
+// A reload adds, changes and removes sheep; a job in another sheep is not affected, and an
+// invalid configuration changes nothing.
 func TestReload(t *testing.T) {
 	w := newWorld(t, "stays", "goes")
 	w.start()
@@ -99,9 +99,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// Under a service manager the daemon says how it is, reloads by SIGHUP, and
-// leaves its sheep up with the job they have when it is stopped; the next takes
-// them up.
+// Under a service manager the daemon reports its status, reloads on SIGHUP, and leaves its
+// sheep up with their jobs when it is stopped; the next daemon adopts them.
 func TestUnderServiceManager(t *testing.T) {
 	w := newWorld(t)
 	manager := w.manager()
@@ -152,7 +151,7 @@ func TestUnderServiceManager(t *testing.T) {
 	if starts := w.noted("start"); len(starts) != 1 {
 		t.Errorf("the model was loaded %d times", len(starts))
 	}
-	w.must("sheep", "stop", "--all") // or the daemon would leave them to end
+	w.must("sheep", "stop", "--all") // or the daemon would leave them running
 }
 
 // allowedOrigin is the origin whose pages may read what the API answers to a page of
@@ -226,8 +225,8 @@ func TestSheepStop(t *testing.T) {
 	})
 }
 
-// A sheep is told what to do from afar, with the right; what it was told stays over a
-// restart of the daemon.
+// A sheep is controlled remotely, with permission; its state survives a restart of the
+// daemon.
 func TestSheepOrders(t *testing.T) {
 	w := newWorld(t, "one", "two")
 	boss, bossLines := w.token("--name", "boss", "--scope", "admin,read,submit")

@@ -89,7 +89,7 @@ func newClient(t *testing.T, program string, change ...func(*world)) *client {
 
 func args(words ...string) []string { return words }
 
-// TestSubmit does with one line what takes an S3 client, curl and patience otherwise.
+// TestSubmit submits jobs with one command instead of an S3 client and curl.
 func TestSubmit(t *testing.T) {
 	c := newClient(t, "shepherd")
 	dir := c.w.dir
@@ -98,14 +98,14 @@ func TestSubmit(t *testing.T) {
 		write(t, filepath.Join(dir, "in", name), "content of "+name)
 	}
 
-	// A directory in, a directory out, and what happened in between, without a terminal.
+	// A directory of inputs, a directory of outputs, and the progress, without a terminal.
 	c.expect(0, "", args("submit", "files:v1", "in", "-o", "out", "--id", "first", "--label", "batch=1"), "upload: ", "download: ")
 	for _, name := range names {
 		if text, err := os.ReadFile(filepath.Join(dir, "out", name)); string(text) != "content of "+name || err != nil {
 			t.Errorf("%s came back as %q, %v", name, text, err)
 		}
 	}
-	// A file by another name, beside others; without -o it is said what to do.
+	// A file by another name, with others; without -o the command prints the next step.
 	c.expect(0, "", args("submit", "files:v1", "x/y=in/a.txt", "in/sub/b.txt", "-q", "--id", "second"), "second is done, with 2 outputs, 36 B; fetch them with `shepherd result second -o DIR`")
 	if o := c.expect(0, "", args("result", "second", "x/y")); o.out != "content of a.txt" {
 		t.Errorf("the file is %q", o.out)
@@ -150,14 +150,14 @@ func TestSubmit(t *testing.T) {
 	c.expect(0, "", args("retry", "first"), "first is queued")
 	c.expect(0, "", args("wait", "first", "third"), "JOB    STATE", "first  done", "third  done")
 
-	// What a shell completes.
+	// Completion.
 	c.expect(0, "", args("__complete", "status", "se"), "second\tdone, files:v1")
 	c.expect(0, "", args("__complete", "submit", ""), "files:v1")
 	c.expect(0, "", args("__complete", "ls", "--sheep", ""), "sheep\n")
 }
 
-// TestSubmitLarge submits what goes straight to storage, the embedded one, MinIO and
-// rclone's, and through the daemon where that is told nothing of a storage that clients reach.
+// TestSubmitLarge uploads directly to storage, the embedded one, MinIO and rclone's, and
+// through the daemon if clients cannot reach the storage.
 func TestSubmitLarge(t *testing.T) {
 	const size = 70 << 20
 	for _, storage := range []string{"embedded", "minio", "rclone", "unreachable"} {
@@ -286,7 +286,7 @@ func TestInterrupt(t *testing.T) {
 			t.Errorf("exit code %d, want %d, and %q in\n%s", got, code, text, said)
 		}
 	}
-	// Nobody can be asked: the job goes on.
+	// There is no terminal to ask: the job continues.
 	cmd, said := start("left")
 	interrupt(cmd, said, 130, "Job left goes on: `shepherdd wait left` waits for it")
 	c.expect(9, "", args("wait", "left", "--timeout", "1ms", "-c", c.w.config), "has not ended")
@@ -299,7 +299,7 @@ func TestInterrupt(t *testing.T) {
 	cmd, said = start("ended", "--on-interrupt", "cancel")
 	interrupt(cmd, said, 4, "job ended was cancelled")
 
-	// A daemon that is killed and comes back is waited for.
+	// The client waits for a daemon that is killed and restarted.
 	cmd, said = start("kept", "-o", "out")
 	c.w.kill()
 	c.w.start()
@@ -312,7 +312,7 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// TestLogin keeps a daemon and its token for later commands.
+// TestLogin stores a daemon's address and token for later commands.
 func TestLogin(t *testing.T) {
 	c := newClient(t, "shepherd")
 	c.w.stop()

@@ -54,9 +54,9 @@ ALTER TABLE shepherd.jobs DROP COLUMN of_the_next_version;
 	return dir
 }
 
-// balancer is a load balancer as usual ones are set up: it asks each node's /readyz, sends
-// requests to those that are ready, and tries another one where a connection is refused. A
-// GET that is answered 502 or 503 it sends to another one, too.
+// balancer is a typical load balancer: it checks each node's /readyz, sends requests to those
+// that are ready, and tries another one if a connection is refused, or if a GET is answered
+// 502 or 503.
 type balancer struct {
 	t     *testing.T
 	nodes []*backend
@@ -124,7 +124,7 @@ func (b *balancer) RoundTrip(r *http.Request) (answer *http.Response, err error)
 
 // All nodes are upgraded, one after the other, while jobs run and clients submit through a
 // load balancer: to a version that changes the ledger's tables, beside which the node of
-// the version before goes on. No request is refused, and each job ends once.
+// the previous version continues. No request is refused, and each job ends once.
 func TestRollingUpgrade(t *testing.T) {
 	next := buildNext(t)
 	fleet, _ := newFleet(t, "a", "b")

@@ -12,8 +12,9 @@ import (
 	"testing"
 )
 
-// A receiver that fails first is told again, with the same id, though the daemon is killed
-// in between; the metrics, the doctor and the list of messages say how that stands.
+// A message to a receiver that fails at first is sent again, with the same id, although the
+// daemon is killed in between; the metrics, the doctor and the list of messages show its
+// state.
 func TestWebhooks(t *testing.T) {
 	var mu sync.Mutex
 	well := false

@@ -1,6 +1,5 @@
-// Package e2e runs the programs that users run, as they run them: shepherdd with
-// a configuration file, runners as existing installations have them, clients
-// over HTTP and S3, and kill -9.
+// Package e2e runs the programs as users do: shepherdd with a configuration file, runners of
+// existing installations, clients over HTTP and S3; and kills them.
 package e2e
 
 import (
@@ -23,7 +22,7 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// programs is where TestMain builds what is tested.
+// programs is the directory to which TestMain builds the programs.
 var programs string
 
 func TestMain(m *testing.M) {
@@ -56,7 +55,7 @@ func TestMain(m *testing.M) {
 const (
 	accessKey = "AKIAIOSFODNN7EXAMPLE"
 	secretKey = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
-	deadline  = 60 * time.Second // for what should take far less; only a hang reaches it
+	deadline  = 60 * time.Second // a hang guard
 )
 
 // world is one machine: directories, a configuration, and at most one daemon.
@@ -64,7 +63,7 @@ type world struct {
 	t       *testing.T
 	dir     string
 	config  string
-	journal string // what runners did, a line each
+	journal string // a line for each action of a runner
 	env     []string
 	bin     string            // where the programs are
 	header  map[string]string // of requests
@@ -76,7 +75,7 @@ type world struct {
 	s3     string
 }
 
-// sheepYAML is a sheep of the original's kind.
+// sheepYAML configures a sheep with a runner of the original.
 func sheepYAML(t *testing.T, name, dir string) string {
 	return fmt.Sprintf("  %s:\n    port: %d\n    type: bare\n    working_directory: %s/models\n", name, testenv.FreePort(t), dir)
 }
@@ -89,7 +88,7 @@ func newWorld(t *testing.T, sheep ...string) *world {
 	return emptyWorld(t, sheep...)
 }
 
-// emptyWorld is newWorld for who needs no runner of the original's kind.
+// emptyWorld is newWorld without runners of the original.
 func emptyWorld(t *testing.T, sheep ...string) *world {
 	t.Helper()
 	dir := t.TempDir()
@@ -185,7 +184,7 @@ func (w *world) logged(pattern string) string {
 	return found
 }
 
-// dead says whether the daemon has ended.
+// dead reports whether the daemon has ended.
 func (w *world) dead() bool {
 	select {
 	case <-w.exited:
@@ -195,7 +194,7 @@ func (w *world) dead() bool {
 	}
 }
 
-// kill is kill -9 for the daemon.
+// kill kills the daemon with SIGKILL.
 func (w *world) kill() {
 	w.t.Helper()
 	w.daemon.Process.Kill()
@@ -275,14 +274,13 @@ func allProcesses() []proc.Process {
 	return all
 }
 
-// commandLine is a process's command line with all of its arguments; empty where it
-// is gone.
+// commandLine returns a process's complete command line; empty if it has ended.
 func commandLine(pid int) string {
 	command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.ReplaceAll(string(command), "\x00", " ")
 }
 
-// noted are the lines of the runners' journal that begin with the word.
+// noted returns the lines of the runners' journal that begin with the word.
 func (w *world) noted(word string) []string {
 	text, _ := os.ReadFile(w.journal)
 	var lines []string
@@ -394,7 +392,7 @@ func (w *world) getStatus(id, route string) status {
 	return s
 }
 
-// result is the job's output, which has to be there.
+// result returns the job's output, which must exist.
 func (w *world) result(id string) string {
 	w.t.Helper()
 	code, text := w.request("GET", "/jobs/"+id+"/result", "")

@@ -27,7 +27,7 @@ const cutsPerFault = 0.75
 // jobsPerCut is how many jobs are submitted for each cut.
 const jobsPerCut = 6
 
-// cable is a connection of a node, in one or both directions.
+// cable is a network link of a node, in one or both directions.
 type cable struct {
 	name      string
 	cut, mend func()

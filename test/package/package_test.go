@@ -1,6 +1,5 @@
-// Package package_test builds the release and examines it with the programs that its
-// users install and read it with: dpkg on a fresh Debian, rpm, lintian, man, the shells,
-// sha256sum.
+// Package package_test builds the release and examines it with the programs that users have:
+// dpkg on a fresh Debian, rpm, lintian, man, the shells, sha256sum.
 package package_test
 
 import (

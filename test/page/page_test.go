@@ -1,5 +1,5 @@
-// Package page drives the page at `/` in a real browser, against a real daemon with
-// made-up GPUs and models.
+// Package page drives the page at `/` in a real browser, with a real daemon with simulated
+// GPUs and models.
 package page
 
 import (
@@ -74,7 +74,7 @@ func run(m *testing.M) (code int, err error) {
 	return m.Run(), nil
 }
 
-// start starts a daemon and gives it its day.
+// start starts a daemon and fills it.
 func start(t testing.TB, cfg day.Config) (*day.Day, context.Context) {
 	d, ctx := begin(t, cfg, func(context.Context, string) error { return nil })
 	began := time.Now()
@@ -127,8 +127,8 @@ func shortDir(t testing.TB) string {
 	return dir
 }
 
-// browse runs a script of browser.mjs, which asks by lines "do NAME" for what only this
-// process can do, and tells by lines "fail TEXT" what it finds wrong.
+// browse runs a script of browser.mjs, which requests actions of this process with lines
+// "do NAME" and reports failures with lines "fail TEXT".
 func browse(t testing.TB, ctx context.Context, script string, d *day.Day, do map[string]func() error) {
 	t.Helper()
 	node, chromium := testenv.Command(t, "node", "nodejs"), testenv.Command(t, "chromium", "chromium")
@@ -179,9 +179,9 @@ func browse(t testing.TB, ctx context.Context, script string, d *day.Day, do map
 	}
 }
 
-// TestPage goes through every view and action of an open daemon: nothing that is shown is
-// markup, axe finds nothing, nothing is asked of others, and a daemon that was killed and
-// started again is followed again.
+// TestPage uses every view and action of a daemon without tokens: no text is parsed as markup,
+// axe finds nothing, nothing is requested from other hosts, and the page reconnects to a
+// daemon that was killed and restarted.
 func TestPage(t *testing.T) {
 	claims.Hold(t, "B6")
 	d, ctx := start(t, day.Config{Quick: true})
@@ -195,8 +195,8 @@ func TestPage(t *testing.T) {
 	})
 }
 
-// TestLargeFiles has the page send large files straight to a MinIO, which lets every page, and
-// through the daemon where that lets only another.
+// TestLargeFiles: the page uploads large files directly to a MinIO that allows every origin,
+// and through the daemon if it allows only another.
 func TestLargeFiles(t *testing.T) {
 	for script, env := range map[string][]string{"large": nil, "large-refused": {"MINIO_API_CORS_ALLOW_ORIGIN=https://elsewhere.example"}} {
 		t.Run(script, func(t *testing.T) {
@@ -208,8 +208,7 @@ func TestLargeFiles(t *testing.T) {
 	}
 }
 
-// TestPictures takes pictures of every view. It runs where somebody asks for them: they
-// are there to be looked at.
+// TestPictures takes pictures of every view, for people. It runs only on request.
 func TestPictures(t *testing.T) {
 	if *shots == "" || *pictures == "" {
 		t.Skip("make page-shots takes the pictures")
@@ -223,15 +222,15 @@ func TestPictures(t *testing.T) {
 	browse(t, ctx, "pictures", d, nil)
 }
 
-// TestManyJobs looks at a daemon that has run 100,000 jobs: what the page asks for and what
-// it holds is as much as is looked at, and no more.
+// TestManyJobs shows a daemon that has run 100,000 jobs: the page requests and keeps only what
+// it shows.
 func TestManyJobs(t *testing.T) {
 	const jobs = 100_000
 	d, ctx := begin(t, day.Config{Quick: true}, func(ctx context.Context, state string) error { return remember(ctx, state, jobs) })
 	browse(t, ctx, "many", d, nil)
 }
 
-// remember puts jobs that have ended into the ledger of a daemon that is not up.
+// remember puts ended jobs into the ledger of a stopped daemon.
 func remember(ctx context.Context, state string, jobs int) (err error) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return err
@@ -288,7 +287,7 @@ func BenchmarkFirstView(b *testing.B) {
 	}
 }
 
-// TestFleet shows twenty nodes with a hundred sheep, which are made up.
+// TestFleet shows twenty invented nodes with a hundred sheep.
 func TestFleet(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), guard)
 	defer cancel()
@@ -332,7 +331,7 @@ func TestFleet(t *testing.T) {
 	browse(t, ctx, "fleet", &day.Day{URL: server.URL}, nil)
 }
 
-// madeUpModels are those on the disks of a fleet, a node of which does not answer, as JSON.
+// madeUpModels returns the models of a fleet in which one node does not answer, as JSON.
 func madeUpModels() string {
 	list := api.ModelList{Unanswered: &[]api.UnansweredNode{{Name: "gpu-19", Problem: "does not answer"}}}
 	for n := range 5 {
@@ -342,7 +341,7 @@ func madeUpModels() string {
 	return string(must(json.Marshal(list)))
 }
 
-// madeUpFleet is the flock of twenty nodes and their GPUs, as JSON.
+// madeUpFleet returns the flock of twenty nodes and their GPUs, as JSON.
 func madeUpFleet() (flock, gpus string) {
 	now := time.Now()
 	name := func(name, version string) api.Model { return api.Model{Name: &name, Version: &version} }

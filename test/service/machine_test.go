@@ -19,7 +19,7 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-const deadline = 90 * time.Second // for what should take far less; only a hang reaches it
+const deadline = 90 * time.Second // a hang guard
 
 // machine is a Debian with shepherd on it.
 type machine struct {

@@ -249,7 +249,7 @@ func TestService(t *testing.T) {
 		m.run("systemctl", "stop", "shepherdd.socket", "shepherdd.service")
 		m.run("systemctl", "start", "shepherdd.socket", "shepherdd.service")
 	})
-	m.step("the state's disk is full, and is made room on", func(m *machine) {
+	m.step("the state's disk is full, and then has space again", func(m *machine) {
 		m.submit("before-full", "wool", "print")
 		m.result("before-full")
 		m.run("systemctl", "stop", "shepherdd.socket", "shepherdd.service")

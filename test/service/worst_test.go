@@ -23,7 +23,7 @@ sheep:
   dock: {type: docker, mounts: ["/gates:/gates"]}
 `
 
-// crash is a loss of power, after which everything has to come up by itself.
+// crash simulates a power failure, after which everything must start without intervention.
 func (m *machine) crash() {
 	m.Helper()
 	m.debian.Crash(m)
@@ -59,7 +59,7 @@ func (m *machine) known(id string) {
 	}
 }
 
-// packageState is what dpkg has noted of the package.
+// packageState returns the state of the package in dpkg.
 func (m *machine) packageState() string {
 	m.Helper()
 	return m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd")
@@ -109,7 +109,7 @@ func TestWorstDays(t *testing.T) {
 		m.run("mount", "/mnt/scratch")
 		m.eventually("it comes up by itself", func() bool { return m.property("ActiveState") == "active" })
 	})
-	m.step("storage that is away at boot", func(m *machine) {
+	m.step("storage that is unavailable at boot", func(m *machine) {
 		m.logged("The storage does not answer; jobs wait until it does")
 		if code, text := m.ready(); code != http.StatusServiceUnavailable || !strings.Contains(text, "storage") {
 			m.Errorf("readyz: %d %s", code, text)
@@ -122,7 +122,7 @@ func TestWorstDays(t *testing.T) {
 		m.run("systemctl", "start", "sandbox.service")
 		m.logged("Minio storage appears to be up and running")
 	})
-	m.step("models that are mounted late", func(m *machine) {
+	m.step("models on a file system that is mounted late", func(m *machine) {
 		m.eventually("the sheep says what it waits for", func() bool {
 			_, text, _ := m.request("GET", "/sheep", "")
 			return strings.Contains(text, "nothing is mounted on /srv/models")
@@ -131,7 +131,7 @@ func TestWorstDays(t *testing.T) {
 		m.run("mount", "/srv/models")
 		m.result("crash-wool")
 	})
-	m.step("containerd that starts after us", func(m *machine) {
+	m.step("containerd that starts after the daemon", func(m *machine) {
 		m.logged("Sheep of type `docker` cannot work yet")
 		m.eventually("the sheep says what it waits for", func() bool {
 			_, text, _ := m.request("GET", "/sheep", "")

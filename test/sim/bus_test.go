@@ -15,7 +15,7 @@ import (
 )
 
 // bus is where every call of a core to its ledger, its storage and its sheep
-// parks until the scheduler picks it. Which is next, and its fate, depends only on the
+// parks until the scheduler picks it. Which is next, and its reply, depends only on the
 // seed.
 type bus struct {
 	arrived chan struct{} // receives after a call has parked
@@ -32,7 +32,7 @@ type call struct {
 	name   string
 	serial int // among those of the same name
 	due    time.Time
-	fate   chan fate // receives once
+	reply  chan reply // receives once
 }
 
 // target is the part that is called.
@@ -44,18 +44,18 @@ const (
 	toSheep   target = "sheep"
 )
 
-// fate is the result of a call.
-type fate int
+// reply is the result of a call.
+type reply int
 
 const (
-	proceeds fate = iota
-	fails         // it is not made, and returns an error
-	lies          // it is made, and returns an error
-	full          // it is not made, because there is no room for what it writes
-	odd           // an error that is specific to this call
-	deaf          // a runner is started that never takes a job
-	cutOff        // its caller has crashed
-	gaveUp        // its context has ended
+	proceeds reply = iota
+	fails          // it is not made, and returns an error
+	lies           // it is made, and returns an error
+	full           // it is not made, because there is no room for what it writes
+	odd            // an error that is specific to this call
+	deaf           // a runner is started that never takes a job
+	cutOff         // its caller has crashed
+	gaveUp         // its context has ended
 )
 
 // errCrashed is the error of all calls of a core whose process has crashed. It has no class, so
@@ -67,14 +67,14 @@ func newBus() *bus {
 }
 
 // enter parks a call until it is picked, its caller crashes, or ctx ends.
-func (b *bus) enter(ctx context.Context, by *incarnation, to target, name string) fate {
+func (b *bus) enter(ctx context.Context, by *incarnation, to target, name string) reply {
 	if by.dead() {
 		return cutOff
 	}
 	if ctx.Err() != nil {
 		return gaveUp
 	}
-	c := &call{to: to, by: by, name: fmt.Sprintf("%s %s %s", by.node.name, to, name), fate: make(chan fate, 1)}
+	c := &call{to: to, by: by, name: fmt.Sprintf("%s %s %s", by.node.name, to, name), reply: make(chan reply, 1)}
 	b.mu.Lock()
 	b.serial[c.name]++
 	c.serial = b.serial[c.name]
@@ -85,7 +85,7 @@ func (b *bus) enter(ctx context.Context, by *incarnation, to target, name string
 	default:
 	}
 	select {
-	case f := <-c.fate:
+	case f := <-c.reply:
 		return f
 	case <-by.crashed:
 		b.leave(c)
@@ -112,9 +112,9 @@ func (b *bus) waiting() []*call {
 	return slices.Clone(b.parked)
 }
 
-func (b *bus) pick(c *call, f fate) {
+func (b *bus) pick(c *call, f reply) {
 	b.leave(c)
-	c.fate <- f
+	c.reply <- f
 }
 
 // journal is the log of a world, for the message of its failure and to compare two runs of a

@@ -52,20 +52,20 @@ func (c *client) asksPeacefully() {
 	if c.dice.chance(8) {
 		model = choose(c.dice, []string{"m1", "m2"})
 	}
-	c.request = c.requestOf(model, plan{Name: string(c.id), Run: run, Fates: []string{fateDone}})
+	c.request = c.requestOf(model, plan{Name: string(c.id), Run: run, Ends: []string{endsDone}})
 }
 
-// asks draws a job, the fates of its executions, and the requests of its client.
+// asks draws a job, the ends of its executions, and the requests of its client.
 func (c *client) asks() {
 	d := c.dice
 	p := plan{Name: string(c.id), Run: d.span(maxRun)}
 	hangs := false
 	for range d.IntN(4) {
-		fate := choose(d, []string{fateDone, fateError, fateDies, fateLast, fateLost, fateHangs, fateOutputs})
-		hangs = hangs || fate == fateHangs
-		p.Fates = append(p.Fates, fate)
+		ending := choose(d, []string{endsDone, endsError, endsDead, endsAfterAnswer, endsLost, endsNever, endsOutputs})
+		hangs = hangs || ending == endsNever
+		p.Ends = append(p.Ends, ending)
 	}
-	p.Fates = append(p.Fates, fateDone)
+	p.Ends = append(p.Ends, endsDone)
 	c.request = c.requestOf(fmt.Sprintf("m%d", d.IntN(4)), p)
 	limits := &c.request.Limits
 	c.request.Priority = max(0, d.IntN(6)-3)

@@ -37,7 +37,7 @@ var fleetModels = []time.Duration{2 * time.Second, 5 * time.Second, 10 * time.Se
 // meanRun is how long a job runs on average.
 const meanRun = 10 * time.Second
 
-// fleetPolicy has two tenants share, of which one counts twice.
+// fleetPolicy is fair share between two tenants of weights 2 and 1.
 var fleetPolicy = ledger.Policy{HalfLife: time.Hour, Tenants: []ledger.TenantLimit{{Tenant: "twice", Weight: 2}, {Tenant: "once", Weight: 1}}}
 
 // keptJobs is how many jobs that have ended the ledger keeps, keptEvents how many events,

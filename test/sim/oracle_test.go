@@ -26,8 +26,8 @@ type idleSheep struct {
 	jobs  []time.Time // when those jobs were submitted
 }
 
-// oracle knows what clients were told and what runners did, and what the promises
-// make of that. It reads the ledger and the storage by their public interfaces, and does
+// oracle knows what clients were told and what runners did, and checks the guarantees against
+// that. It reads the ledger and the storage by their public interfaces, and does
 // not depend on how a core works.
 type oracle struct {
 	world  *world
@@ -93,7 +93,7 @@ type execution struct {
 	attempt     int
 	sheep       string
 	began, over time.Time
-	fate        string
+	ending      string
 	answered    bool
 }
 
@@ -225,13 +225,13 @@ func (k *known) wrote(content string) bool {
 }
 
 // executed records how an execution ended.
-func (o *oracle) executed(e *execution, fate string, err error) {
+func (o *oracle) executed(e *execution, ending string, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if k := o.jobs[e.job]; k.active == e {
 		k.active = nil
 	}
-	e.over, e.fate = time.Now(), fate
+	e.over, e.ending = time.Now(), ending
 	e.answered = e.answered || err == nil
 	var failure *job.Failure
 	if errors.As(err, &failure) {
@@ -637,11 +637,11 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 					o.fail("attempt %d of run %d of job %s ended as daemon-killed, and a runner had it", a.Number, a.Run, id)
 				}
 			case job.CauseDone, job.CauseOutputs:
-				if !k.answered(a, fateDone, fateLast, fateOutputs) {
+				if !k.answered(a, endsDone, endsAfterAnswer, endsOutputs) {
 					o.fail("attempt %d of run %d of job %s ended as %s, and no runner answered it that it is done", a.Number, a.Run, id, a.Cause)
 				}
 			case job.CauseError:
-				if !k.answered(a, fateError) {
+				if !k.answered(a, endsError) {
 					o.fail("attempt %d of run %d of job %s ended as error, and no runner answered it so", a.Number, a.Run, id)
 				}
 			}
@@ -675,10 +675,10 @@ func (k *known) had(a job.Attempt) bool {
 }
 
 // answered reports whether a runner that had the job in this attempt has answered with one
-// of the fates.
-func (k *known) answered(a job.Attempt, fates ...string) bool {
+// of the ends.
+func (k *known) answered(a job.Attempt, ends ...string) bool {
 	for _, e := range k.done {
-		if e.run == a.Run && e.attempt == a.Number && e.answered && slices.Contains(fates, e.fate) {
+		if e.run == a.Run && e.attempt == a.Number && e.answered && slices.Contains(ends, e.ending) {
 			return true
 		}
 	}

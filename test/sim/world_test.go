@@ -162,21 +162,21 @@ func (i *incarnation) dead() bool {
 // plan is the input of a job. It tells the runner how long each execution takes, and how it
 // ends.
 type plan struct {
-	Name  string        `json:"name"`
-	Run   time.Duration `json:"run"`
-	Fates []string      `json:"fates"` // of the executions, in order; the last is repeated
+	Name string        `json:"name"`
+	Run  time.Duration `json:"run"`
+	Ends []string      `json:"ends"` // of the executions, in order; the last is repeated
 }
 
-// The fates of an execution.
+// The ends of an execution.
 const (
-	fateDone  = "done"
-	fateError = "error"
-	fateDies  = "dies"
-	fateLast  = "last" // the runner answers, and then exits
-	fateLost  = "lost" // its supervisor is lost
-	fateHangs = "hangs"
+	endsDone        = "done"
+	endsError       = "error"
+	endsDead        = "dies"
+	endsAfterAnswer = "last" // the runner answers, and then exits
+	endsLost        = "lost" // its supervisor is lost
+	endsNever       = "hangs"
 	// It answers that the job is done, but has written a file that cannot be an output.
-	fateOutputs = "outputs"
+	endsOutputs = "outputs"
 )
 
 func newWorld(seed uint64, dir string) (*world, error) {
@@ -339,13 +339,13 @@ func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messen
 	if err := json.Unmarshal(data, &p); err != nil {
 		return err
 	}
-	fate := p.Fates[min(e.number-1, len(p.Fates)-1)]
-	n.note("%s has %s (execution %d: %s)", sheep, in.JobID, e.serial, fate)
+	ending := p.Ends[min(e.number-1, len(p.Ends)-1)]
+	n.note("%s has %s (execution %d: %s)", sheep, in.JobID, e.serial, ending)
 	end := func(err error) error {
-		n.oracle.executed(e, fate, err)
+		n.oracle.executed(e, ending, err)
 		return err
 	}
-	if fate == fateHangs {
+	if ending == endsNever {
 		<-ctx.Done()
 		err := end(ctx.Err())
 		if e.serial%2 == 0 {
@@ -357,16 +357,16 @@ func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messen
 		return end(err)
 	}
 	in.IODataRoot = n.here(in.IODataRoot) // another daemon may be running by now
-	switch fate {
-	case fateDies:
+	switch ending {
+	case endsDead:
 		return end(&runtime.Exit{Code: 1})
-	case fateLost:
+	case endsLost:
 		return end(&runtime.Exit{Code: -1, Lost: true})
-	case fateError:
-		return end(&job.Failure{Message: "no", Type: "Fate"})
+	case endsError:
+		return end(&job.Failure{Message: "no", Type: "Injected"})
 	}
 	names := []string{job.DefaultOutput, fmt.Sprintf("of-%d", e.serial)}
-	if fate == fateOutputs {
+	if ending == endsOutputs {
 		names = append(names, "no-name-\xff") // which storage refuses
 	}
 	for _, name := range names {
@@ -374,7 +374,7 @@ func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messen
 			return end(err)
 		}
 	}
-	if fate == fateLast {
+	if ending == endsAfterAnswer {
 		e.answered = true
 		_ = end(nil)
 		return &fake.Last{Exit: runtime.Exit{Code: 0}}
@@ -402,7 +402,7 @@ func (n *node) crash(machine bool) {
 	n.now = nil
 	n.until = time.Now().Add(n.dice.span(20 * time.Second))
 	if !i.stops {
-		n.work.Go(i.bury)
+		n.work.Go(i.awaitEnd)
 	}
 }
 
@@ -415,8 +415,8 @@ func (n *node) moveOn() {
 	}
 }
 
-// bury waits for the goroutines of a core that has crashed or did not start.
-func (i *incarnation) bury() {
+// awaitEnd waits for the goroutines of a core that has crashed or did not start.
+func (i *incarnation) awaitEnd() {
 	i.ends.Wait()
 	over, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -558,7 +558,7 @@ func (c *call) odd() bool {
 	return strings.HasSuffix(c.name, " run") || strings.HasSuffix(c.name, " load")
 }
 
-// settle picks a call and decides its fate.
+// settle picks a call and decides its reply.
 func (w *world) settle(c *call) {
 	f := proceeds
 	if w.faulty {
@@ -610,7 +610,7 @@ func (w *world) reboot() {
 			n.now = nil
 			n.until = time.Now().Add(time.Second)
 			n.moveOn()
-			w.work.Go(i.bury)
+			w.work.Go(i.awaitEnd)
 		}
 		if n.now == nil && !n.until.After(time.Now()) {
 			n.boot()

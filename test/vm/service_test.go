@@ -267,7 +267,7 @@ func TestService(t *testing.T) {
 	step("a container is killed for its child's memory", func(s service) {
 		s.contains("the job", s.job("together", "grouped", "failed", "starve 256"), "out of memory")
 	})
-	step("systemd keeps no scope of them", func(s service) {
+	step("systemd keeps no scope of the containers", func(s service) {
 		s.run("shepherdd", "sheep", "stop", "--all")
 		if left := s.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "shepherd-*.scope"); left != "" {
 			s.Errorf("scopes that stay: %s", left)
@@ -282,7 +282,7 @@ func TestService(t *testing.T) {
 			s.Errorf("the service is %s", got)
 		}
 	})
-	step("with a group of its own", func(s service) {
+	step("with a separate control group", func(s service) {
 		s.run("shepherdd", "sheep", "stop", "--all")
 		s.write("/etc/systemd/system/shepherdd.service.d/subgroup.conf", "[Service]\nDelegateSubgroup=daemon\n")
 		s.run("systemctl", "daemon-reload")
@@ -304,7 +304,7 @@ func TestService(t *testing.T) {
 		}
 		s.contains("the job", s.job("bare-runner", "bare", "failed", "allocate 512"), "out of memory")
 	})
-	step("a restart adopts what runs", func(s service) {
+	step("a restart adopts running sheep", func(s service) {
 		runners := map[string][]string{"single": {"/runner", "-p", "9999"}, "bare": {"/opt/scripted"}}
 		before := map[string]int{}
 		for sheep, words := range runners {

@@ -1,4 +1,4 @@
-// Command digit says which digits pictures show, and knows nothing of shepherd:
+// Command digit classifies pictures of digits, without any code for shepherd:
 //
 //	digit MODEL_DIRECTORY INPUT_DIRECTORY OUTPUT_FILE
 package main

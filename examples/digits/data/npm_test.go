@@ -100,8 +100,7 @@ func checkCounts(t *testing.T, what string, samples []data.Sample, want [data.Cl
 	}
 }
 
-// The split of as many digits as the package has: whoever trains again trains
-// on the same ones.
+// The split of a package of that size is fixed, so training is reproducible.
 func TestSplitCounts(t *testing.T) {
 	var samples []data.Sample
 	for label, n := range packageCounts {
@@ -114,8 +113,8 @@ func TestSplitCounts(t *testing.T) {
 	checkCounts(t, "test", test, testCounts)
 }
 
-// The package has the digits the split is written down for, and no image is
-// in both parts.
+// The package has the digits that the split is defined for, and no image is in both
+// parts.
 func TestSplitOfThePackage(t *testing.T) {
 	samples := datatest.Samples(t)
 	checkCounts(t, "the package's", samples, packageCounts)

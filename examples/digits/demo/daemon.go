@@ -118,8 +118,8 @@ func (d *daemon) stop() error {
 	return nil
 }
 
-// quote makes a path a YAML scalar whatever it holds; `$` would be a reference
-// to the environment.
+// quote returns any path as a YAML scalar; an unquoted `$` would be a reference to the
+// environment.
 func quote(path string) string { return "'" + strings.ReplaceAll(path, "'", "''") + "'" }
 
 func randomKey() string {

@@ -1,7 +1,6 @@
-// Command demo shows the whole of shepherd with one real job: it starts
-// shepherdd with one bare sheep, puts a hundred handwritten digits into its
-// storage as any S3 client would, has the model digits:v1 classify them and
-// prints what came out. `make demo` runs it once, `make run` stays up.
+// Command demo runs one real job through shepherd: it starts shepherdd with one bare
+// sheep, puts a hundred handwritten digits into its storage with an S3 client, submits a
+// job that classifies them with the model digits:v1, and prints the results. `make demo` runs it once, `make run` stays up.
 package main
 
 import (
@@ -87,8 +86,8 @@ The API is described at %[1]s/ui. Ctrl-C stops everything.
 	}
 }
 
-// classify runs one job over the hundred digits and prints what came out. It
-// returns the job's id.
+// classify runs one job over the hundred digits and prints the results. It returns the
+// job's id.
 func classify(ctx context.Context, d *daemon) (string, error) {
 	samples, err := digits.Samples()
 	if err != nil {

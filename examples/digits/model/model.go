@@ -52,7 +52,7 @@ type Classifier struct {
 // Prediction is the most probable digit of an image.
 type Prediction struct {
 	Digit      int
-	Confidence float64 // the probability the network gives it, 0 to 1
+	Confidence float64 // its probability, 0 to 1
 }
 
 // NewClassifier returns a classifier that uses this network.
@@ -63,8 +63,8 @@ func NewClassifier(network *nn.Network) *Classifier {
 // ConfigFile is the name of a model's config in its folder.
 const ConfigFile = "config.yaml"
 
-// Open loads the model of a config, named by its path or by its folder's; the
-// empty path is the working directory. An unknown key is an error. Errors name the file.
+// Open loads the model of a config. path is that of the file or of its folder; empty is the
+// working directory. An unknown key is an error. Errors name the file.
 func Open(configPath string) (*Classifier, error) {
 	if info, err := os.Stat(filepath.Clean(configPath)); err == nil && info.IsDir() {
 		configPath = filepath.Join(configPath, ConfigFile)
@@ -116,7 +116,7 @@ func parseConfig(path string, b []byte) (Config, error) {
 	return c, nil
 }
 
-// Classify returns the digit m most probably shows. It allocates nothing.
+// Classify returns the most probable digit of m. It does not allocate.
 func (c *Classifier) Classify(m *data.Image) Prediction {
 	m.Floats(&c.input)
 	probs := c.network.Predict(c.input[:])

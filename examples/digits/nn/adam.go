@@ -2,9 +2,8 @@ package nn
 
 import "math"
 
-// Adam changes weights against their gradient, each at a pace set by the
-// running mean and variance of its own gradient (Kingma and Ba, 2014, with the
-// constants proposed there).
+// Adam is the optimiser of Kingma and Ba, 2014, with the constants proposed there: it
+// scales the step of each weight by the running mean and variance of its gradient.
 type Adam struct {
 	params   []*Param
 	mean     [][]float32
@@ -18,7 +17,7 @@ const (
 	tiny          = 1e-8
 )
 
-// NewAdam returns an optimiser of these weights.
+// NewAdam returns an optimiser for these weights.
 func NewAdam(params []*Param) *Adam {
 	a := &Adam{params: params}
 	for _, p := range params {
@@ -28,11 +27,11 @@ func NewAdam(params []*Param) *Adam {
 	return a
 }
 
-// Step moves all weights once, at the given learning rate, by the gradients
-// in Grad, and clears those.
+// Step changes all weights once by the gradients in Grad, at the given learning rate, and
+// clears the gradients.
 func (a *Adam) Step(rate float64) {
 	a.steps++
-	// Both running values start at zero; this takes that bias out.
+	// Both running values start at zero; this corrects the bias.
 	unbiasedMean := 1 / (1 - math.Pow(meanDecay, float64(a.steps)))
 	unbiasedVariance := 1 / (1 - math.Pow(varianceDecay, float64(a.steps)))
 	for i, p := range a.params {

@@ -21,8 +21,8 @@ type Conv struct {
 	grad []float32 // by the input; nil in the first layer
 }
 
-// NewConv returns a convolution of in into so many planes, its weights drawn
-// from rng. The first layer of a network computes no gradient by its input.
+// NewConv returns a convolution of in into the given number of planes, with random
+// weights from rng. The first layer of a network computes no gradient by its input.
 func NewConv(name string, in Shape, planes int, first bool, rng *rand.Rand) *Conv {
 	c := &Conv{
 		in:     in,
@@ -43,7 +43,7 @@ func (c *Conv) buffers() {
 	}
 }
 
-// Out is the shape of the output.
+// Out returns the shape of the output.
 func (c *Conv) Out() Shape { return c.out }
 
 // Params returns the windows, then the biases.

@@ -10,8 +10,8 @@ type Dense struct {
 	y, grad []float32
 }
 
-// NewDense returns a layer from so many inputs to so many outputs, its weights
-// drawn from rng.
+// NewDense returns a layer with the given numbers of inputs and outputs and random weights
+// from rng.
 func NewDense(name string, inputs, outputs int, rng *rand.Rand) *Dense {
 	d := &Dense{
 		weight: newParam(name+".weight", outputs, inputs),
@@ -64,7 +64,8 @@ func (d *Dense) row(v []float32, o int) []float32 {
 	return v[o*n : (o+1)*n]
 }
 
-// dot is the inner product, in four sums that a processor can take at once.
+// dot returns the inner product, in four independent sums, which a processor can compute in
+// parallel.
 func dot(a, b []float32) float32 {
 	var s [4]float32
 	n := len(a) &^ 3

@@ -2,15 +2,15 @@ package nn
 
 import "math"
 
-// Network is a row of layers that ends in one score per class.
+// Network is a sequence of layers whose output is one score per class.
 type Network struct {
 	layers []Layer
 	probs  []float32
 	grad   []float32 // by the scores
 }
 
-// NewNetwork returns the network of these layers. The last one gives a score
-// for each of so many classes.
+// NewNetwork returns the network of these layers. The output of the last one is a score for
+// each of the classes.
 func NewNetwork(classes int, layers ...Layer) *Network {
 	return &Network{layers: layers, probs: make([]float32, classes), grad: make([]float32, classes)}
 }
@@ -46,7 +46,7 @@ func (n *Network) Predict(in []float32) []float32 {
 
 // Learn adds the gradient of the loss on one sample to the gradients of the
 // weights and returns that loss: the negative logarithm of the probability
-// given to the right class.
+// of the right class.
 func (n *Network) Learn(in []float32, class int) float64 {
 	probs := n.Predict(in)
 	// The gradient of the loss by the scores is the prediction minus the target.
@@ -56,11 +56,11 @@ func (n *Network) Learn(in []float32, class int) float64 {
 	for i := len(n.layers) - 1; i >= 0; i-- {
 		grad = n.layers[i].Backward(grad)
 	}
-	// A probability too small for a float32 costs as much as the smallest one.
+	// A probability too small for a float32 is replaced by the smallest one.
 	return -math.Log(max(float64(probs[class]), math.SmallestNonzeroFloat32))
 }
 
-// Best returns the class of the greatest probability.
+// Best returns the most probable class.
 func Best(probs []float32) int {
 	best := 0
 	for i, p := range probs {
@@ -71,8 +71,8 @@ func Best(probs []float32) int {
 	return best
 }
 
-// softmax turns scores into probabilities. Taking the greatest score off first
-// changes nothing but keeps the exponentials finite.
+// softmax converts scores to probabilities. Subtracting the greatest score first does not
+// change the result but keeps the exponentials finite.
 func softmax(probs, scores []float32) {
 	top := scores[Best(scores)]
 	var sum float64

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// smallNetwork has every kind of layer.
+// smallNetwork returns a network with every kind of layer.
 func smallNetwork(seed uint64) *Network {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	conv1 := NewConv("conv1", Shape{1, 16, 16}, 2, true, rng)
@@ -147,8 +147,8 @@ func TestReplicaSharesWeightsOnly(t *testing.T) {
 	}
 }
 
-// The first step of Adam is the learning rate, against the sign of the
-// gradient, whatever its size; that is its definition.
+// By its definition, Adam's first step has the size of the learning rate, against the sign
+// of the gradient, whatever the gradient's size.
 func TestAdamFirstStep(t *testing.T) {
 	p := &Param{Value: []float32{1, 1, 1}, Grad: []float32{1000, -0.001, 0}}
 	NewAdam([]*Param{p}).Step(0.5)

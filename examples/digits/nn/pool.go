@@ -3,7 +3,7 @@ package nn
 // MaxPool keeps the maximum of every 2×2 square, which halves rows and columns. An odd last row or column is dropped.
 type MaxPool struct {
 	in, out Shape
-	from    []int // per output: the index of the input it was taken from
+	from    []int // per output: the index of its input
 	y, grad []float32
 }
 
@@ -18,10 +18,10 @@ func NewMaxPool(in Shape) *MaxPool {
 	}
 }
 
-// Out is the shape of the output.
+// Out returns the shape of the output.
 func (p *MaxPool) Out() Shape { return p.out }
 
-// Params returns nothing: pooling learns nothing.
+// Params returns nil: pooling has no weights.
 func (p *MaxPool) Params() []*Param { return nil }
 
 // Replica implements Layer.
@@ -58,8 +58,8 @@ func (p *MaxPool) Backward(grad []float32) []float32 {
 	return p.grad
 }
 
-// ReLU lets positive values pass and makes the others zero. Behind a MaxPool
-// it gives the same as before it, for a quarter of the work.
+// ReLU replaces negative values by zero. After a MaxPool it gives the same result as before
+// it, for a quarter of the work.
 type ReLU struct {
 	y, grad []float32
 }
@@ -69,7 +69,7 @@ func NewReLU(n int) *ReLU {
 	return &ReLU{y: make([]float32, n), grad: make([]float32, n)}
 }
 
-// Params returns nothing: a rectifier learns nothing.
+// Params returns nil: a rectifier has no weights.
 func (r *ReLU) Params() []*Param { return nil }
 
 // Replica implements Layer.

@@ -11,7 +11,7 @@ import (
 	"slices"
 )
 
-// A weights file holds, all numbers little-endian:
+// The format of a weights file; all numbers are little-endian:
 //
 //	8 bytes   "NNWEIGHT"
 //	uint32    version of the format, 1
@@ -27,8 +27,7 @@ const (
 	checksumLen   = 4
 )
 
-// ErrWeights says that a file does not hold weights for the network it was
-// loaded into.
+// ErrWeights is the error for a file that has no weights for the network.
 var ErrWeights = errors.New("unusable weights")
 
 // Save writes the network's weights to w.
@@ -58,18 +57,17 @@ func (n *Network) encode() []byte {
 	return binary.LittleEndian.AppendUint32(b, checksum(b))
 }
 
-// Load replaces the network's weights by those r holds. They must be complete,
-// undamaged, finite and of exactly this network's names and shapes; otherwise
-// the network stays as it was and the error, of kind ErrWeights unless reading
-// itself failed, says what was found and what was expected. It reads no more
-// than one byte beyond what the network needs.
+// Load replaces the network's weights by those in r. They must be complete, undamaged,
+// finite and of exactly this network's names and shapes; otherwise the network is not
+// changed and the error, an ErrWeights unless reading itself failed, says what was found
+// and what was expected. It reads at most one byte beyond what the network needs.
 func (n *Network) Load(r io.Reader) error {
 	want := len(n.encode())
 	b, err := io.ReadAll(io.LimitReader(r, int64(want)+1))
 	if err != nil {
 		return fmt.Errorf("read weights: %w", err)
 	}
-	// The header is checked before the length: "version 2" says more than "too long".
+	// The header is checked before the length, for a more specific error.
 	if len(b) < headerLen+checksumLen || string(b[:len(magic)]) != magic {
 		return fmt.Errorf("%w: the file does not begin with %q and a header of %d bytes", ErrWeights, magic, headerLen)
 	}

@@ -1,5 +1,5 @@
-// Command pick writes the digits that examples/digits/testdata holds: of each
-// digit the first ten of the test split, as PNG files.
+// Command pick writes the digits in examples/digits/testdata: the first ten samples of
+// each digit in the test split, as PNG files.
 //
 //	go run ./examples/digits/pick -data package -out examples/digits/testdata
 package main

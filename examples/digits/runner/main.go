@@ -1,5 +1,5 @@
 // Command runner is the digits model as a shepherd runner. A sheep starts it
-// in the folder that holds its models:
+// in the folder of its models:
 //
 //	runner -p PORT digits/v1/config.yaml
 //
@@ -18,7 +18,7 @@ func main() {
 	runner.Main(load)
 }
 
-// load is called once, before the first job; jobs come one after the other.
+// load is called once, before the first job; jobs are processed one after the other.
 func load(_ context.Context, args runner.Args) (runner.Handler, error) {
 	classifier, err := model.Open(args.ConfigPath)
 	if err != nil {

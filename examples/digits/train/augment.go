@@ -7,8 +7,7 @@ import (
 	"github.com/iterait/shepherd/examples/digits/data"
 )
 
-// How far an image may be distorted: enough for another hand, not enough for
-// another digit.
+// The limits of the distortion of an image: it must stay the same digit.
 const (
 	maxTurn    = 0.22 // radians
 	maxStretch = 0.15 // of each side
@@ -16,8 +15,7 @@ const (
 	maxShift   = 2.5  // pixels
 )
 
-// distort writes m to dst as another hand might have drawn it: turned,
-// stretched, sheared and moved a little.
+// distort writes m to dst, slightly rotated, scaled, sheared and shifted at random.
 func distort(dst *[data.Pixels]float32, m *data.Image, rng *rand.Rand) {
 	within := func(limit float64) float64 { return limit * (2*rng.Float64() - 1) }
 	sin, cos := math.Sincos(within(maxTurn))
@@ -25,7 +23,7 @@ func distort(dst *[data.Pixels]float32, m *data.Image, rng *rand.Rand) {
 	shear := within(maxShear)
 	shiftX, shiftY := within(maxShift), within(maxShift)
 
-	// For every pixel of dst, where in m it comes from.
+	// For every pixel of dst, its position in m.
 	const centre = float64(data.Side-1) / 2
 	for y := range data.Side {
 		for x := range data.Side {
@@ -37,8 +35,8 @@ func distort(dst *[data.Pixels]float32, m *data.Image, rng *rand.Rand) {
 	}
 }
 
-// between is the brightness at a point between four pixels, weighted by
-// distance. Outside the image it is 0, the paper.
+// between interpolates the brightness at a point between four pixels. Outside the image it
+// is 0, the paper.
 func between(m *data.Image, x, y float64) float64 {
 	left, top := math.Floor(x), math.Floor(y)
 	right, below := x-left, y-top // distance from the left and upper pixels

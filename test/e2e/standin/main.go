@@ -1,8 +1,8 @@
 // Command standin takes shepherd-gpu's place in tests, on a machine without a
-// GPU. What it tells stands in the folder $STANDIN_GPUS:
+// GPU. It reads its reports from the folder $STANDIN_GPUS:
 //
 //	gpus.json  the gpu.Inventory
-//	xids       lines UUID CODE; those that are added during a watch are told
+//	xids       lines UUID CODE; lines added during a watch are reported
 //	mode       "crash": it crashes; "hang": it never answers
 //
 // A runner of the same test that is to use a GPU, as CUDA_VISIBLE_DEVICES says,
@@ -61,7 +61,7 @@ func check(err error) {
 	}
 }
 
-// obey does what the mode says.
+// obey executes the mode.
 func obey(dir string) {
 	mode, _ := os.ReadFile(filepath.Join(dir, "mode"))
 	switch strings.TrimSpace(string(mode)) {
@@ -79,7 +79,7 @@ func xids(dir string) []string {
 	return lines[:len(lines)-1]
 }
 
-// inventory is the file's, with the memory that runners have.
+// inventory returns that of the file, with the memory of runners.
 func inventory(dir string) gpu.Inventory {
 	var inv gpu.Inventory
 	text, err := os.ReadFile(filepath.Join(dir, "gpus.json"))

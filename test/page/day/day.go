@@ -1,6 +1,6 @@
-// Package day runs a real shepherdd with made-up GPUs and models, and gives it a
-// plausible day: jobs of several models, failures, a queue, and a GPU that is out. The
-// page's demo and its tests stand on it.
+// Package day runs a real shepherdd with simulated GPUs and models, and fills it with a day's
+// jobs: several models, failures, a queue, and a GPU that is out of service. The page's demo
+// and its tests use it.
 package day
 
 import (
@@ -25,7 +25,7 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// Config says what a Day is made of.
+// Config configures a Day.
 type Config struct {
 	// Programs has shepherdd, shepherd-shim, shepherd-gpu (the stand-in) and page-runner.
 	Programs string
@@ -36,17 +36,17 @@ type Config struct {
 	// Storage is the configuration of the storage, each line indented; empty for the embedded
 	// one.
 	Storage string
-	// Token is shown with every request, where it is not empty.
+	// Token, if not empty, is sent with every request.
 	Token string
-	// Quick has models load and run at once.
+	// Quick makes models load and run at once.
 	Quick bool
-	// Pulls has a sheep pull an image; see CanPull.
+	// Pulls makes a sheep pull an image; see CanPull.
 	Pulls bool
 }
 
 // Day is a daemon with sheep. Its methods are called from one goroutine.
 type Day struct {
-	// URL is where the daemon serves its API, and the page.
+	// URL is the address of the API and the page.
 	URL string
 
 	cfg    Config
@@ -161,7 +161,7 @@ func (d *Day) Start(ctx context.Context) error {
 	}
 	d.cmd = exec.Command(filepath.Join(d.cfg.Programs, "shepherdd"), "-c", d.config())
 	d.cmd.Env = append(os.Environ(), "STANDIN_GPUS="+filepath.Join(d.cfg.Dir, "gpus"))
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for who started the day
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must reach only the caller
 	stderr, err := d.cmd.StderrPipe()
 	if err == nil {
 		err = d.cmd.Start()
@@ -217,7 +217,7 @@ func (d *Day) Stop() error {
 	return err
 }
 
-// Kill kills the daemon; its sheep go on.
+// Kill kills the daemon; its sheep continue.
 func (d *Day) Kill() error { return d.signal(syscall.SIGKILL) }
 
 func (d *Day) signal(s syscall.Signal) error {
@@ -231,7 +231,7 @@ func (d *Day) signal(s syscall.Signal) error {
 	return nil
 }
 
-// Xid has a GPU report an error.
+// Xid makes a GPU report an error.
 func (d *Day) Xid(index, code int) error {
 	f, err := os.OpenFile(filepath.Join(d.cfg.Dir, "gpus", "xids"), os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -241,7 +241,7 @@ func (d *Day) Xid(index, code int) error {
 	return errors.Join(err, f.Close())
 }
 
-// Job is what a job is submitted as; see POST /jobs.
+// Job is a submission; see POST /jobs.
 type Job map[string]any
 
 // Submit submits a job, with the files as its inputs where there are any.
@@ -297,7 +297,7 @@ func (d *Day) request(ctx context.Context, method, path, contentType string, bod
 	return answer{response.StatusCode, text}, err
 }
 
-// Until asks for path until what it answers contains text.
+// Until requests path until the answer contains text.
 func (d *Day) Until(ctx context.Context, path, text string) error {
 	for {
 		got, err := d.request(ctx, http.MethodGet, path, "", nil)
@@ -348,7 +348,7 @@ func (d *Day) Fill(ctx context.Context) error {
 	if err := d.Until(ctx, "/jobs?state=queued&state=processing", `"jobs": []`); err != nil {
 		return err
 	}
-	// What is under way, one job for each sheep that can take one.
+	// Running jobs, one for each sheep that can take one.
 	if err := d.Xid(3, 79); err != nil { // it fell off the bus
 		return err
 	}

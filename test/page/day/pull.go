@@ -26,7 +26,7 @@ type puller struct {
 	socket     string
 }
 
-// CanPull reports whether a Day can have a sheep that pulls an image: that takes root,
+// CanPull reports whether a Day can have a sheep that pulls an image, which needs root,
 // containerd and runc.
 func CanPull() bool {
 	for _, program := range []string{"containerd", "runc"} {
@@ -104,8 +104,8 @@ func (p *puller) stop() error {
 	return err
 }
 
-// slowRegistry serves the image align:v3. Nobody ever has the whole of its layer, whose
-// digest is made up.
+// slowRegistry serves the image align:v3. Its layer is never complete, and its digest is
+// invented.
 func slowRegistry() http.Handler {
 	digest := func(content string) string { return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(content))) }
 	layer := digest("a layer that nobody has")

@@ -1,5 +1,5 @@
-// Command demo fills a daemon with a plausible day and prints where its page is. It
-// stays up until Ctrl-C. `make demo-page` runs it.
+// Command demo starts a daemon with a day's jobs and prints the address of its page. It stays
+// up until Ctrl-C. `make demo-page` runs it.
 package main
 
 import (

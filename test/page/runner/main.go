@@ -1,12 +1,12 @@
-// Command runner plays the models of the page's demo and tests. A model's config.yaml
-// says what its jobs do:
+// Command runner simulates the models of the page's demo and tests. A model's config.yaml
+// configures its jobs:
 //
 //	kind: transcribe   which outputs they write, and what they log
 //	load: 1s           how long the model takes to load
 //	run: 2s            how long a job takes
 //	fail: TEXT         why every job fails
 //
-// An input that begins with "hold PATH" keeps its job under way until the file is there.
+// An input that begins with "hold PATH" keeps its job running until the file exists.
 package main
 
 import (
@@ -62,13 +62,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// steps is how often a job tells its progress.
+// steps is how often a job reports its progress.
 const steps = 20
 
 func (b behaviour) do(ctx context.Context, j runner.Job) error {
 	fmt.Printf("\x1b[1m%s\x1b[0m takes job %s\n", b.Kind, j.ID)
 	fmt.Println("\x1b[2m2026-11-22T10:08:03\x1b[0m \x1b[32mINFO\x1b[0m  reading the inputs")
-	input, _ := os.ReadFile(j.Input()) // files of other names are no concern of the demo's
+	input, _ := os.ReadFile(j.Input()) // other files are ignored
 	if path, ok := strings.CutPrefix(strings.TrimSpace(string(input)), "hold "); ok {
 		j.Progress(0.43, "frame 43 of 100")
 		for {

@@ -1,5 +1,5 @@
-// Package datatest gives tests digits: the real ones where they are at hand,
-// and a package of made-up ones.
+// Package datatest provides digits for tests: the real ones if they are available, and a
+// package of synthetic ones.
 package datatest
 
 import (
@@ -32,8 +32,8 @@ func Samples(t testing.TB) []data.Sample {
 	return samples
 }
 
-// Image is a made-up image, a different one for every label and index below
-// 120: each quarter is inked or not, as the bits of label+1 say.
+// Image returns a synthetic image, a different one for every label and index below 120:
+// the bits of label+1 determine which quarters are inked.
 func Image(label, index int) data.Image {
 	const half = data.Side / 2
 	var m data.Image
@@ -49,7 +49,7 @@ func Image(label, index int) data.Image {
 	return m
 }
 
-// WritePackage writes an npm package of so many made-up images per digit and
+// WritePackage writes an npm package with the given number of synthetic images per digit and
 // returns its folder.
 func WritePackage(t testing.TB, perDigit int) string {
 	t.Helper()

@@ -230,7 +230,7 @@ func (s *Store) takeLock() (last owner, err error) {
 		return last, err
 	}
 	last.pid, last.boot, _ = strings.Cut(was, " ")
-	if err := lock.Sign(strconv.Itoa(os.Getpid()) + " " + bootID()); err != nil {
+	if err := lock.SetText(strconv.Itoa(os.Getpid()) + " " + bootID()); err != nil {
 		lock.Close()
 		return last, fmt.Errorf("write %s: %w", path, err)
 	}
