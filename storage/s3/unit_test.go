@@ -392,3 +392,26 @@ func TestReadersTime(t *testing.T) {
 		}
 	})
 }
+
+// TestUnconfirmedRemoval has a server refuse one file of a batch in a way that the client
+// library passes over: the file is removed by a request of its own.
+func TestUnconfirmedRemoval(t *testing.T) {
+	var alone []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			fmt.Fprint(w, `<DeleteResult><Deleted><Key>a</Key></Deleted><Error><Key>b</Key><Code>InvalidArgument</Code><Message>not so</Message></Error></DeleteResult>`)
+		case http.MethodDelete:
+			alone = append(alone, r.URL.Path)
+			w.WriteHeader(http.StatusNoContent)
+		}
+	}))
+	defer server.Close()
+	store := newStore(t, Config{URL: server.URL})
+	if err := store.objects.removeBatch(t.Context(), "bucket", []string{"a", "b"}); err != nil {
+		t.Error(err)
+	}
+	if len(alone) != 1 || alone[0] != "/bucket/b" {
+		t.Errorf("removed alone: %q", alone)
+	}
+}
