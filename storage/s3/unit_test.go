@@ -415,3 +415,64 @@ func TestUnconfirmedRemoval(t *testing.T) {
 		t.Errorf("removed alone: %q", alone)
 	}
 }
+
+// TestNoS3Server has URLs at which a web server answers, as MinIO's console does: nothing
+// may count as stored, staged or there.
+func TestNoS3Server(t *testing.T) {
+	const page = "<!doctype html><html><head><title>Console</title></head><body></body></html>"
+	for name, answer := range map[string]http.HandlerFunc{
+		"Console":  func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, page) },
+		"NoPage":   func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) },
+		"Secret":   func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "forbidden", http.StatusForbidden) },
+		"Document": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(answer)
+			defer server.Close()
+			for _, bucket := range []string{"", "shared"} {
+				store := newStore(t, Config{URL: server.URL, Bucket: bucket, Patience: 1})
+				root, err := os.OpenRoot(t.TempDir())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer root.Close()
+				_, stage := store.Stage(t.Context(), "some-job", root, storage.Options{})
+				for what, err := range map[string]error{"Ping": store.Ping(t.Context()), "Stage": stage} {
+					if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "is no S3 storage: check storage.url") {
+						t.Errorf("%s with bucket %q: %v", what, bucket, err)
+					}
+				}
+				if name != "Console" {
+					continue
+				}
+				exists, err := store.Exists(t.Context(), "some-job")
+				for what, err := range map[string]error{
+					"Exists": err, "Init": store.Init(t.Context(), "some-job", []byte("payload")),
+					"Put": store.Put(t.Context(), "some-job", "outputs/x", strings.NewReader("x"), 1), "Remove": store.Remove(t.Context(), "some-job"),
+				} {
+					if !errdefs.IsUnavailable(err) || exists {
+						t.Errorf("%s with bucket %q: %v (exists: %v)", what, bucket, err, exists)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestStoredPage: a page that is a file is fetched as any other.
+func TestStoredPage(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		w.Header().Set("ETag", `"0123"`)
+		http.ServeContent(w, r, "", time.Unix(1e9, 0), strings.NewReader("<!doctype html>"))
+	}))
+	defer server.Close()
+	file, err := newStore(t, Config{URL: server.URL}).Open(t.Context(), "some-job", "outputs/index.html", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Body.Close()
+	if text, err := io.ReadAll(file.Body); string(text) != "<!doctype html>" || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+}
