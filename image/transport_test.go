@@ -53,6 +53,51 @@ func TestStalledBody(t *testing.T) {
 	}
 }
 
+// TestStalledAnswer: what stalls in the text of an error, or in what a token server
+// answers, does not hold a pull for ever.
+func TestStalledAnswer(t *testing.T) {
+	for name, c := range map[string]struct {
+		status int
+		tokens bool
+	}{
+		"NotFound": {http.StatusNotFound, false}, "Unavailable": {http.StatusServiceUnavailable, false},
+		"Token": {http.StatusOK, true}, "NoToken": {http.StatusUnauthorized, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(c.status)
+				fmt.Fprint(w, "some")
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			}))
+			defer server.Close()
+			transport, err := newTransport("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer transport.CloseIdleConnections()
+			patience := hasty
+			patience.stall = 50 * time.Millisecond
+			client := http.Client{Transport: &retryTransport{base: transport, retryPolicy: patience, tokens: c.tokens}}
+			resp, err := client.Get(server.URL)
+			if c.status == http.StatusOK || c.status == http.StatusServiceUnavailable {
+				var refused *refusal
+				if !errors.As(err, &refused) {
+					t.Fatalf("the error is %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if text, err := io.ReadAll(resp.Body); resp.StatusCode != c.status || err != nil || !c.tokens && string(text) != "some" {
+				t.Errorf("%s: %q, %v", resp.Status, text, err)
+			}
+		})
+	}
+}
+
 // TestAttemptsEnd counts the attempts of requests that never succeed.
 func TestAttemptsEnd(t *testing.T) {
 	var n atomic.Int64
