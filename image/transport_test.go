@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
+	containerdlog "github.com/containerd/log"
 )
 
 func TestRetryAfter(t *testing.T) {
@@ -171,5 +175,24 @@ func TestBoundedAnswers(t *testing.T) {
 	}
 	if len(b.Bytes()) != 64<<10 || !bytes.HasPrefix(b.Bytes(), []byte("xxx")) {
 		t.Errorf("%d bytes kept", len(b.Bytes()))
+	}
+}
+
+// TestRateLimit: a registry that limits how often it is asked is up.
+func TestRateLimit(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "21600") // as Docker Hub's window
+		w.WriteHeader(http.StatusTooManyRequests)
+	}))
+	defer server.Close()
+	s, err := newRemote(Registry{URL: server.URL}, 1, ignoreObservation, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.transport.CloseIdleConnections()
+	_, err = s.resolve(containerdlog.WithLogger(t.Context(), quietLogger()), ref{name: s.endpoint.Name("model"), tag: "v1"}, hasty)
+	f := s.explanation(err)
+	if !errdefs.IsUnavailable(f) || !strings.Contains(f.message, "answers 429 Too Many Requests (4 attempts): it limits how often it is asked; ") {
+		t.Errorf("%v", f)
 	}
 }
