@@ -107,7 +107,9 @@ func (p *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if p.observe != nil {
 			p.observe(requestKind(req), time.Since(sent), responseError(resp, err))
 		}
-		if err == nil { // also for the bodies that are read here
+		if err != nil {
+			cancel()
+		} else { // also for the bodies that are read here
 			resp.Body = newStallGuard(resp.Body, req.Context().Err, cancel, p.stall)
 		}
 		if err == nil && p.tokens {
@@ -122,7 +124,6 @@ func (p *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		refused := &refusal{host: req.URL.Host, attempts: attempt}
 		wait := p.pause(attempt)
 		if err != nil {
-			cancel()
 			if req.Context().Err() != nil || permanent(err) {
 				return nil, err
 			}
