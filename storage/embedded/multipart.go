@@ -116,7 +116,7 @@ func (h *handler) copyPart(r *request) error {
 	}
 	algorithm := cmp.Or(u.ChecksumAlgorithm, defaultChecksum)
 	sum := newChecksum(algorithm)
-	body := io.TeeReader(io.NewSectionReader(from, part.offset, part.size), sum)
+	body := io.TeeReader(contextReader{r.Context(), io.NewSectionReader(from, part.offset, part.size)}, sum)
 	info, err := h.store.PutPart(u, number, body, part.size, func(info *folder.Info) error {
 		info.Checksum = folder.Checksum{Algorithm: algorithm, Value: encodeSum(sum)}
 		return nil

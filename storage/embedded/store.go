@@ -220,7 +220,10 @@ func (o *Store) takenUnlessSame(ctx context.Context, id job.ID, name string, pay
 		return storeError(err)
 	}
 	defer object.Close()
-	stored := make([]byte, object.Size)
+	if object.Size != int64(len(payload)) { // it was replaced meanwhile
+		return storage.ErrExists
+	}
+	stored := make([]byte, len(payload))
 	if _, err := object.ReadAt(stored, 0); err != nil {
 		return storeError(err)
 	}
