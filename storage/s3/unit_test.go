@@ -476,3 +476,82 @@ func TestStoredPage(t *testing.T) {
 		t.Errorf("%q, %v", text, err)
 	}
 }
+
+// TestBodyEnds has a server refuse a body before it has read it: the request does not end
+// before the Read under way does, because the caller then closes the file, or uses the
+// buffer for something else.
+func TestBodyEnds(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadFull(r.Body, make([]byte, 1))
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer server.Close()
+	store := newStore(t, Config{URL: server.URL, Tries: 1})
+	const size = 1 << 20
+	source := &slowSource{t: t, fast: size + 256<<10, ended: make(chan struct{})}
+	err := store.objects.putOnce(t.Context(), "bucket", "key", source, size)
+	close(source.ended)
+	if !errdefs.IsUnavailable(err) {
+		t.Error(err)
+	}
+}
+
+// slowSource is of zeros, and slow after some bytes: those of the hash, and what a server
+// has to get to answer.
+type slowSource struct {
+	t     *testing.T
+	fast  int
+	ended chan struct{} // closed when the request has ended
+}
+
+func (s *slowSource) ReadAt(p []byte, _ int64) (int, error) {
+	clear(p)
+	if s.fast -= len(p); s.fast < 0 {
+		select {
+		case <-s.ended:
+			s.t.Error("the request has ended before its body was read")
+		case <-time.After(500 * time.Millisecond): // in a shorter time the test sees less
+		}
+	}
+	return len(p), nil
+}
+
+// TestResumeEnds: what is stored of a large file is compared with it until the caller's
+// context ends, and no longer.
+func TestResumeEnds(t *testing.T) {
+	const partSize, size = 1 << 20, 8 << 20
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/xml")
+		if r.URL.Query().Has("uploads") {
+			fmt.Fprint(w, `<ListMultipartUploadsResult><Upload><Key>key</Key><UploadId>id</UploadId><Initiated>2026-01-01T00:00:00Z</Initiated></Upload></ListMultipartUploadsResult>`)
+			return
+		}
+		fmt.Fprint(w, `<ListPartsResult>`)
+		for n := range size / partSize {
+			fmt.Fprintf(w, `<Part><PartNumber>%d</PartNumber><ETag>"x"</ETag><Size>%d</Size></Part>`, n+1, partSize)
+		}
+		fmt.Fprint(w, `</ListPartsResult>`)
+	}))
+	defer server.Close()
+	store := newStore(t, Config{URL: server.URL})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	source := &endingSource{cancel: cancel}
+	_, err := store.objects.resumeUpload(ctx, "bucket", "key", size/partSize, source, partSize, size)
+	if !errors.Is(err, context.Canceled) || source.end != partSize {
+		t.Errorf("%v after %d bytes", err, source.end)
+	}
+}
+
+// endingSource is of zeros, and cancels when it is read.
+type endingSource struct {
+	cancel context.CancelFunc
+	end    int64 // of what was read
+}
+
+func (s *endingSource) ReadAt(p []byte, offset int64) (int, error) {
+	s.cancel()
+	clear(p)
+	s.end = max(s.end, offset+int64(len(p)))
+	return len(p), nil
+}
