@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/durable"
@@ -66,7 +67,7 @@ const (
 
 var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-	errFooter  = errors.New("damaged: the file's footer does not fit it")
+	errFooter  = fmt.Errorf("damaged: the file's footer does not fit it: %w", errdefs.ErrDataLoss)
 )
 
 // encodeFooter returns what follows the data.
