@@ -248,7 +248,7 @@ func TestPagesOfOthers(t *testing.T) {
 func TestSlowBody(t *testing.T) {
 	claims.Hold(t, "C9")
 	server := httptest.NewUnstartedServer(New(Config{Service: newFake()}))
-	server.Config.ReadTimeout = 100 * time.Millisecond
+	server.Config.ReadHeaderTimeout, server.Config.ReadTimeout = hang, 100*time.Millisecond // which counts from the headers' first byte
 	server.Start()
 	defer server.Close()
 	body, half := io.Pipe()

@@ -220,7 +220,7 @@ func TestDoctorForms(t *testing.T) {
 // Receivers of webhooks are connected to, and what keeps messages from them is a warning;
 // a secret that cannot be read is a failure.
 func TestDoctorWebhooks(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t)))
 	if err != nil {
 		t.Fatal(err)
 	}

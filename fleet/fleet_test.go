@@ -3,6 +3,7 @@ package fleet_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/iterait/shepherd/fleet"
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -110,6 +112,12 @@ func serve(t *testing.T, handler http.Handler) string {
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
 	return server.URL
+}
+
+// gone is the address of a node that does not answer.
+func gone(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprintf("http://127.0.0.1:%d", testenv.FreePort(t))
 }
 
 var discard = slog.New(slog.DiscardHandler)
@@ -239,12 +247,10 @@ func TestOrders(t *testing.T) {
 // A node that cannot be asked is named, with the reason.
 func TestUnreachable(t *testing.T) {
 	answers := serve(t, fleet.Handler(new(box), secret, rest, discard))
-	gone := httptest.NewServer(rest)
-	gone.Close()
 	nodes := []fleet.Node{
 		{Name: "down", Address: answers},
 		{Name: "silent", Alive: true},
-		{Name: "gone", Alive: true, Address: gone.URL},
+		{Name: "gone", Alive: true, Address: gone(t)},
 		{Name: "old", Alive: true, Address: serve(t, rest)},
 		{Name: "moved", Alive: true, Address: serve(t, http.RedirectHandler(answers, http.StatusFound))},
 		{Name: "garbled", Alive: true, Address: serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `[{"Name":`) }))},
@@ -327,12 +333,10 @@ func TestSecret(t *testing.T) {
 func TestView(t *testing.T) {
 	own := &box{sheep: []job.Sheep{{Name: "z", Detail: "busy"}}, gpus: job.GPUs{Driver: "a's"}}
 	b := &box{sheep: []job.Sheep{{Name: "s", Running: true}}, gpus: job.GPUs{Driver: "b's"}}
-	gone := httptest.NewServer(rest)
-	gone.Close()
 	f := newFleet(t, secret,
 		fleet.Node{Name: "a", Alive: true},
 		fleet.Node{Name: "b", Alive: true, Address: serve(t, fleet.Handler(b, secret, rest, discard)), Sheep: []job.Sheep{{Name: "s"}}},
-		fleet.Node{Name: "c", Alive: true, Address: gone.URL, Sheep: []job.Sheep{{Name: "t", Type: "bare"}}, Labels: job.Labels{"gpu": "a100"}},
+		fleet.Node{Name: "c", Alive: true, Address: gone(t), Sheep: []job.Sheep{{Name: "t", Type: "bare"}}, Labels: job.Labels{"gpu": "a100"}},
 		fleet.Node{Name: "d", Sheep: []job.Sheep{{Name: "u"}}})
 	v := fleet.NewView(own, f, placement{})
 	want := []job.Sheep{{Name: "a/z", Node: "a", Detail: "busy"}, {Name: "b/s", Node: "b", Running: true}, {Name: "c/t", Node: "c", Type: "bare", Detail: "node c does not answer"}}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"reflect"
 	"slices"
 	"strings"
@@ -48,12 +47,10 @@ func (b *box) took() string {
 // ranch is the view of node a on itself, on b and, where it is up, on c, which does not
 // answer.
 func ranch(t *testing.T, a, b *box, c bool) *fleet.View {
-	gone := httptest.NewServer(rest)
-	gone.Close()
 	return fleet.NewView(a, newFleet(t, secret,
 		fleet.Node{Name: "a", Alive: true, Sheep: a.sheep},
 		fleet.Node{Name: "b", Alive: true, Address: serve(t, fleet.Handler(b, secret, rest, discard)), Sheep: b.sheep, Labels: job.Labels{"gpu": "a100"}},
-		fleet.Node{Name: "c", Alive: c, Address: gone.URL, Sheep: []job.Sheep{{Name: "t"}}}), placement{})
+		fleet.Node{Name: "c", Alive: c, Address: gone(t), Sheep: []job.Sheep{{Name: "t"}}}), placement{})
 }
 
 // placement has the model "large" be for nodes with A100s, as b, and "huge" for none of them.

@@ -357,7 +357,7 @@ func TestSnapshotInTheWay(t *testing.T) {
 // waitFor waits until a condition outside this process holds.
 func waitFor(t testing.TB, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("what was waited for does not come")
 		}

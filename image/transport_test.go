@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -32,29 +33,37 @@ func TestRetryAfter(t *testing.T) {
 // TestStalledBody: a connection over which nothing comes any more is a broken
 // one.
 func TestStalledBody(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Write([]byte("some"))
-		w.(http.Flusher).Flush()
+	synctest.Test(t, func(t *testing.T) {
+		client := http.Client{Transport: &retryTransport{base: roundTrip(stalls), retryPolicy: hasty}}
+		resp, err := client.Get("http://registry.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		begin := time.Now()
+		got, err := io.ReadAll(resp.Body)
+		if string(got) != "some" || err != io.ErrUnexpectedEOF {
+			t.Errorf("%q, %v", got, err)
+		}
+		if took := time.Since(begin); took != hasty.stall {
+			t.Errorf("it was given up after %s, want %s", took, hasty.stall)
+		}
+	})
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// stalls answers with some of a body; the rest does not come until the request is given up.
+func stalls(r *http.Request) (*http.Response, error) {
+	body, rest := io.Pipe()
+	go func() {
+		_, _ = rest.Write([]byte("some"))
 		<-r.Context().Done()
-	}))
-	defer server.Close()
-	transport, err := newTransport("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer transport.CloseIdleConnections()
-	patience := hasty
-	patience.stall = 50 * time.Millisecond
-	client := http.Client{Transport: &retryTransport{base: transport, retryPolicy: patience}}
-	resp, err := client.Get(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	got, err := io.ReadAll(resp.Body)
-	if string(got) != "some" || err != io.ErrUnexpectedEOF {
-		t.Errorf("%q, %v", got, err)
-	}
+		rest.CloseWithError(r.Context().Err())
+	}()
+	return &http.Response{StatusCode: http.StatusOK, Body: body, Request: r}, nil
 }
 
 // TestStalledAnswer: what stalls in the text of an error, or in what a token server

@@ -21,7 +21,7 @@ func ExampleServe() {
 	defer stop()
 	served := make(chan error, 1)
 	go func() {
-		cfg := runner.Config{Host: "127.0.0.1", Port: 19973, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		cfg := runner.Config{Host: "127.0.0.1", Port: 9973, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 		served <- runner.Serve(ctx, cfg, func(ctx context.Context, j runner.Job) error {
 			text, err := os.ReadFile(j.Input())
 			if err != nil {
@@ -37,7 +37,7 @@ func ExampleServe() {
 	os.MkdirAll(filepath.Join(root, "job-1", "outputs"), 0o755)
 	os.WriteFile(filepath.Join(root, "job-1", "inputs", "input"), []byte("hello"), 0o644)
 
-	conn, err := zmq.Dial(ctx, zmq.Config{Endpoint: "tcp://127.0.0.1:19973"})
+	conn, err := zmq.Dial(ctx, zmq.Config{Endpoint: "tcp://127.0.0.1:9973"})
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -286,21 +286,33 @@ const progressInterval = 100 * time.Millisecond
 // eventTimeout is how long sending an event may block the handler.
 const eventTimeout = time.Second
 
+// thinning drops progress events of a job that follow each other too quickly. It may be
+// used from any goroutine.
+type thinning struct {
+	mu   sync.Mutex
+	last time.Time // of the last progress event that passed
+}
+
+// passes reports whether an event is to be sent. The end of the progress always is.
+func (t *thinning) passes(e messenger.Event) bool {
+	if e.Kind != messenger.EventProgress || e.Progress >= 1 {
+		return true
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(t.last) < progressInterval {
+		return false
+	}
+	t.last = time.Now()
+	return true
+}
+
 // eventSender returns a function that sends events to a job's senders.
 func (s *server) eventSender(ctx context.Context, senders []*zmq.Peer) func(messenger.Event) {
-	var mu sync.Mutex
-	var last time.Time
+	var kept thinning
 	return func(e messenger.Event) {
-		if e.Kind == messenger.EventProgress && e.Progress < 1 {
-			mu.Lock()
-			early := time.Since(last) < progressInterval
-			if !early {
-				last = time.Now()
-			}
-			mu.Unlock()
-			if early {
-				return
-			}
+		if !kept.passes(e) {
+			return
 		}
 		frame, err := messenger.EncodeEvent(e)
 		if err != nil {

@@ -491,7 +491,7 @@ func TestLimits(t *testing.T) {
 		t.Errorf("started at %v, not before %v, %v", rec.StartedAt, rec.NotBefore, err)
 	}
 	p.submit("waits", "m", "x", func(r *job.Request) {
-		r.Limits.WaitTimeout = &short
+		r.Limits.WaitTimeout = new(hang)
 		r.NotBefore = time.Now().Add(time.Millisecond)
 	})
 	p.await("waits", job.Done)

@@ -32,6 +32,9 @@ func newFeeder(l *lane) *feeder { return &feeder{lane: l, offers: make(chan *att
 // holds returns the attempt that is offered to the worker, or nil.
 func (f *feeder) holds() *attempt { return f.held.Load() }
 
+// offering reports whether the worker can take an attempt at once.
+func (f *feeder) offering() bool { return f.holds() != nil && !f.waitsForDevices() }
+
 // waitsForDevices reports whether the offered attempt waits for devices.
 func (f *feeder) waitsForDevices() bool { return f.waits.Load() }
 
@@ -120,6 +123,7 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 		defer close(a.prepared)
 		ctx, release := a.stopper.bind(work)
 		defer release()
+		l.worker.handover.wait(ctx)
 		if why := l.prepare(ctx, a); why != nil {
 			a.trouble = why
 		} else {

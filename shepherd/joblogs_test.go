@@ -284,7 +284,7 @@ func TestQuotedLog(t *testing.T) {
 	if s := p.await("deaf", job.Failed); strings.Contains(s.Failure.Message, "log lines") || !strings.Contains(s.Failure.Message, "load_timeout") {
 		t.Errorf("the failure is %q", s.Failure.Message)
 	}
-	p.submit("slow", "slow", "x", limit(time.Hour, 20*time.Millisecond))
+	p.submit("slow", "slow", "x", limit(time.Hour, time.Second)) // by when it has written its line
 	if s := p.await("slow", job.Failed); !strings.Contains(s.Failure.Message, "last log lines: a line of slow)") || strings.Contains(s.Failure.Message, "a line of before") {
 		t.Errorf("the failure is %q", s.Failure.Message)
 	}

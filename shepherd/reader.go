@@ -68,7 +68,7 @@ func (r *reader) Wait(ctx context.Context, id job.ID) (job.Status, error) {
 	ended := make(chan job.Status, 1)
 	status, stop, err := r.NotifyEnd(ctx, id, func(s job.Status) { ended <- s })
 	defer stop()
-	if err != nil || status.State.Final() {
+	if status.State.Final() || err != nil && ctx.Err() == nil {
 		return status, err
 	}
 	select {

@@ -32,7 +32,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const hang = 30 * time.Second // only a hang reaches it
+const hang = 2 * time.Minute // only a hang reaches it
 
 // fixture is a core on a real ledger and real storage, with fake sheep.
 type fixture struct {
@@ -606,7 +606,6 @@ func TestLostRunners(t *testing.T) {
 		}
 	}
 	p.submit("after", "m", "x")
-	p.handle = echo
 	p.await("after", job.Done)
 }
 
@@ -689,7 +688,7 @@ func TestSheepCannotBeStartedNow(t *testing.T) {
 	if s := p.await("never", job.Failed); s.Failure.Message != "Failed to start sheep for this job (Its port is in use.)" {
 		t.Errorf("message %q", s.Failure.Message)
 	}
-	if n := tries.Load(); n < 3 || n > 6 {
+	if n := tries.Load(); n < 2 || n > 6 { // fewer on a busy machine
 		t.Errorf("the sheep was started %d times", n)
 	}
 	rec, err := p.ledger.Get(t.Context(), "never")
@@ -800,11 +799,13 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	p.handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error { <-ctx.Done(); return ctx.Err() }
 	p.start()
 	p.submit("job-1", "m", "x")
-	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
-	defer cancel()
-	s, err := p.core.Wait(ctx, "job-1")
-	if !errors.Is(err, context.DeadlineExceeded) || s.State.Final() || s.State == "" {
-		t.Errorf("Wait: %+v, %v", s, err)
+	for _, limit := range []time.Duration{250 * time.Millisecond, 0} { // 0: over before it begins
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		s, err := p.core.Wait(ctx, "job-1")
+		if !errors.Is(err, context.DeadlineExceeded) || s.State.Final() || s.State == "" {
+			t.Errorf("Wait for %s: %+v, %v", limit, s, err)
+		}
 	}
 	if err := p.core.Cancel(t.Context(), "job-1"); err != nil {
 		t.Fatal(err)

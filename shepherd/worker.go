@@ -33,6 +33,7 @@ type worker struct {
 	pulse      pulse
 	supervisor *supervisor
 	preloader  *preloader
+	handover   handover
 	idleSince  time.Time
 	loading    sync.Mutex                      // held by the caller of lane.load
 	found      *adoption                       // found by recover, adopted by run
@@ -76,6 +77,9 @@ func (w *worker) run(feed, work context.Context) {
 			s.lostIdle()
 			continue
 		}
+		if !w.lane.feeder.offering() {
+			w.handover.end()
+		}
 		idle, stopIdle := w.idleTooLong()
 		w.pulse.waits()
 		select {
@@ -91,13 +95,16 @@ func (w *worker) run(feed, work context.Context) {
 			}
 		case <-ended:
 			w.pulse.works()
+			w.handover.end()
 			s.lostIdle()
 		case <-w.lane.state.resumed:
 		case load := <-w.loads: // the pulse stays in waits: a pull may take long
+			w.handover.end()
 			load(feed)
 			w.pulse.works()
 		case <-yield:
 			w.pulse.works()
+			w.handover.end()
 			w.unload("its devices are needed for another sheep")
 		case <-idle:
 			w.pulse.works()
@@ -161,6 +168,7 @@ func (w *worker) unload(why string) {
 
 // shutDown ends the worker: it stops the runner, or leaves it to the next daemon.
 func (w *worker) shutDown() {
+	w.handover.end()
 	s := w.supervisor
 	leave := s.runner != nil && w.lane.isLeaving()
 	if !leave {
@@ -196,8 +204,12 @@ func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context
 		return true
 	}
 	a.endLog(w.lane)
+	var over <-chan struct{}
+	if a.answered {
+		over = w.handover.begin()
+	}
 	w.pulse.waits() // possibly for storage
-	w.lane.concluder.end(work, a, end)
+	w.lane.concluder.endAfter(over, work, a, end)
 	w.pulse.works()
 	return false
 }
@@ -225,6 +237,10 @@ func (w *worker) watched(work context.Context, a *attempt, run func(ctx context.
 // not ended and is left to the next daemon. ctx ends when the attempt is stopped.
 func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, left bool) {
 	l := w.lane
+	defer w.handover.end()
+	if r := w.supervisor.runner; r == nil || r.model != a.Model || !closed(a.prepared) {
+		w.handover.end() // loading a model or staging inputs may take long
+	}
 	if a.ahead {
 		w.pulse.waits() // possibly for room on the ledger's disk
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Start(ctx, a.ID, a.Token) })
@@ -263,6 +279,7 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 		return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
 	}
 	crashpoint.Reached(crashpoint.Sent)
+	w.handover.end()
 	l.share.begin(a.ID, l.clock.now())
 	return w.await(work, ctx, a)
 }

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-const hang = 30 * time.Second
+const hang = 2 * time.Minute
 
 func TestConfig(t *testing.T) {
 	for _, c := range []struct{ text, want string }{

@@ -153,7 +153,7 @@ func (c *Containerd) Start(t testing.TB) {
 	if err := <-started; err != nil {
 		t.Fatalf("start containerd: %v", err)
 	}
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {

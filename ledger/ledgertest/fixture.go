@@ -12,7 +12,7 @@ import (
 )
 
 // patience is how long a test waits for something before it fails.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // The models that the tests use.
 var (

@@ -26,7 +26,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // hang bounds what must happen soon but not at any certain time.
-const hang = 30 * time.Second
+const hang = 2 * time.Minute
 
 func within(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), hang)
@@ -135,7 +135,7 @@ func TestHeartbeatsOfLibzmqAreAnswered(t *testing.T) {
 	port := testenv.FreePort(t)
 	pyRunner(t, port, "--heartbeat", "100")
 	conn := dial(t, tcp(port))
-	roundTrip(t, conn, []byte("sleep 1.2"))
+	roundTrip(t, conn, []byte("sleep 3"))
 }
 
 func TestMultipartIsDroppedAndTheConnectionIsWell(t *testing.T) {

@@ -22,7 +22,7 @@ import (
 )
 
 func TestPortInUse(t *testing.T) {
-	l, err := net.Listen("tcp", "0.0.0.0:0")
+	l, err := net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", testenv.FreePort(t)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,14 +2,15 @@ package storagetest
 
 import (
 	"context"
+	"fmt"
 	"io"
-	"net"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 )
@@ -68,10 +69,7 @@ func (s *suite) testErrors(t *testing.T) {
 
 	if s.served() {
 		t.Run("Unreachable", func(t *testing.T) {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			noError(t, err)
-			address := "http://" + l.Addr().String()
-			noError(t, l.Close())
+			address := fmt.Sprintf("http://127.0.0.1:%d", testenv.FreePort(t))
 			check(t, calls(t.Context(), s.Open(t, address, s.AccessKey, s.SecretKey)), errdefs.IsUnavailable, address, "not reachable")
 		})
 

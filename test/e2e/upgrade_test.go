@@ -75,6 +75,9 @@ func (b *balancer) check(stop <-chan struct{}) {
 	for {
 		for _, n := range b.nodes {
 			answer, err := client.Get(n.url.String() + "/readyz")
+			if late := net.Error(nil); errors.As(err, &late) && late.Timeout() {
+				continue // one late answer says nothing, where the machine is busy
+			}
 			n.ready.Store(err == nil && answer.StatusCode == http.StatusOK)
 			if err == nil {
 				answer.Body.Close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -48,18 +49,19 @@ func TestWebhooks(t *testing.T) {
 	w.submit("job-1", "echo:v1", "one")
 	w.expectDone("job-1", "one")
 	w.eventually("the receiver is told", func() bool { return len(told()) > 0 })
-	shown := func(lines ...string) func() bool {
+	shown := func(patterns ...string) func() bool {
 		return func() bool {
 			metrics := w.metrics()
-			for _, line := range lines {
-				if !strings.Contains(metrics, line+"\n") {
+			for _, pattern := range patterns {
+				if !regexp.MustCompile(`(?m)^` + pattern + `$`).MatchString(metrics) {
 					return false
 				}
 			}
 			return true
 		}
 	}
-	w.eventually("the metrics show it", shown(`shepherd_webhook_tries_total{receiver="farm",result="failed"} 1`, `shepherd_webhook_waiting_messages{receiver="farm"} 1`))
+	// A slow machine may try more than once meanwhile.
+	w.eventually("the metrics show it", shown(`shepherd_webhook_tries_total{receiver="farm",result="failed"} [1-9]\d*`, `shepherd_webhook_waiting_messages{receiver="farm"} 1`))
 	if !strings.Contains(w.metrics(), `shepherd_webhook_oldest_age_seconds{receiver="farm"} `) {
 		t.Error("the metrics do not show for how long it waits")
 	}
@@ -70,9 +72,7 @@ func TestWebhooks(t *testing.T) {
 	mu.Unlock()
 	w.start()
 	w.eventually("the metrics show that it was delivered", shown(`shepherd_webhook_tries_total{receiver="farm",result="delivered"} 1`))
-	if strings.Contains(w.metrics(), "shepherd_webhook_waiting_messages{") {
-		t.Error("something waits still")
-	}
+	w.eventually("nothing waits any more", func() bool { return !strings.Contains(w.metrics(), "shepherd_webhook_waiting_messages{") })
 	got := told()
 	if last := got[len(got)-1]; len(got) < 2 || last == "" || last != got[0] {
 		t.Errorf("the receiver was told %q", got)

@@ -29,10 +29,12 @@ func (m *machine) crash() {
 	m.debian.Crash(m)
 }
 
-// logged waits until the service's journal has the text.
-func (m *machine) logged(text string) {
+// logged waits until the service's journal has the text, among the entries that match. What
+// has happened is in the journal a moment later.
+func (m *machine) logged(text string, match ...string) {
 	m.Helper()
-	m.eventually(fmt.Sprintf("the journal says %q", text), func() bool { return strings.Contains(m.journal("-o", "cat"), text) })
+	args := append([]string{"-o", "cat"}, match...)
+	m.eventually(fmt.Sprintf("the journal says %q", text), func() bool { return strings.Contains(m.journal(args...), text) })
 }
 
 // ready is what /readyz answers.

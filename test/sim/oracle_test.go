@@ -20,6 +20,12 @@ import (
 	"github.com/iterait/shepherd/storage/storagetest"
 )
 
+// idleSheep is a sheep that is idle while jobs wait that it could run.
+type idleSheep struct {
+	since time.Time
+	jobs  []time.Time // when those jobs were submitted
+}
+
 // oracle knows what clients were told and what runners did, and what the promises
 // make of that. It reads the ledger and the storage by their public interfaces, and does
 // not depend on how a core works.
@@ -31,7 +37,7 @@ type oracle struct {
 	wrong  error // the first broken guarantee
 	jobs   map[job.ID]*known
 	serial int
-	idle   map[string]time.Time // since when a sheep that could run a waiting job is idle
+	idle   map[string]idleSheep // sheep that could run a waiting job
 	looked time.Time            // when idles checked last
 	queued int                  // runs that were
 	turns  map[string]turn      // of sheep
@@ -92,7 +98,7 @@ type execution struct {
 }
 
 func newOracle(w *world) *oracle {
-	return &oracle{world: w, jobs: make(map[job.ID]*known), idle: make(map[string]time.Time), turns: make(map[string]turn), unavailable: make(map[sheepModel]time.Time), calm: w.peaceful}
+	return &oracle{world: w, jobs: make(map[job.ID]*known), idle: make(map[string]idleSheep), turns: make(map[string]turn), unavailable: make(map[sheepModel]time.Time), calm: w.peaceful}
 }
 
 func (o *oracle) known(id job.ID) *known {
@@ -476,6 +482,7 @@ func (o *oracle) idles() {
 	if time.Since(o.looked) < often {
 		return
 	}
+	last := o.looked
 	o.looked = time.Now()
 	ctx := context.Background()
 	waiting, err := w.ledger.Waiting(ctx, 100)
@@ -484,40 +491,50 @@ func (o *oracle) idles() {
 		return
 	}
 	now := time.Now()
+	leapt := now.Sub(last) > 2*often
 	for _, n := range w.nodes {
 		i := n.now
 		calm := i != nil && i.ready && !i.gone && !i.busy
-		prepared := false
+		var prepared []time.Time
 		if calm {
 			held, err := w.ledger.Held(ctx, n.name)
 			if err != nil {
 				o.fail("read what is held: %w", err)
 			}
 			for _, c := range held {
-				prepared = prepared || c.State == job.Queued && c.Sheep == ""
+				if c.State == job.Queued && c.Sheep == "" {
+					prepared = append(prepared, c.EnqueuedAt)
+				}
 			}
 		}
 		for _, name := range n.sheep {
-			could := false
+			var jobs []time.Time // that the sheep could run, by when they were submitted
 			if calm {
 				for _, s := range i.core.Sheep(ctx) {
 					if s.Name != name || s.Job != "" || s.Detail != "" {
 						continue
 					}
-					could = prepared
+					jobs = slices.Clone(prepared)
 					for _, m := range waiting {
-						could = could || m.Sheep == "" || m.Sheep == name
+						if m.Sheep == "" || m.Sheep == name {
+							jobs = append(jobs, m.Oldest)
+						}
 					}
 				}
 			}
-			since, idle := o.idle[name]
+			before, idle := o.idle[name]
+			if leapt { // nothing was seen in between: only a job that waited before has waited all the time
+				idle = slices.ContainsFunc(jobs, func(t time.Time) bool { return slices.ContainsFunc(before.jobs, t.Equal) })
+			}
 			switch {
-			case !could:
+			case len(jobs) == 0:
 				delete(o.idle, name)
 			case !idle:
-				o.idle[name] = now
-			case now.Sub(since) > moment:
-				o.fail("sheep %s has had nothing to do for %s, while %+v wait (prepared by another: %v)", name, now.Sub(since), waiting, prepared)
+				o.idle[name] = idleSheep{now, jobs}
+			case now.Sub(before.since) > moment:
+				o.fail("sheep %s has had nothing to do for %s, while %+v wait (prepared by another: %v)", name, now.Sub(before.since), waiting, len(prepared) > 0)
+			default:
+				o.idle[name] = idleSheep{before.since, jobs}
 			}
 		}
 	}

@@ -24,6 +24,7 @@ from shepherd.constants import DEFAULT_OUTPUT_FILE, DEFAULT_PAYLOAD_FILE, INPUT_
 from shepherd.errors.comm import MessageError, UnexpectedMessageTypeError  # noqa: E402
 from shepherd.runner import BaseRunner, JSONRunner, n_available_gpus, to_json_serializable  # noqa: E402
 from shepherd.runner.runner_entry_point import main, read_class  # noqa: E402
+from shepherd.runner.serving import Stop, stop_on_signal  # noqa: E402
 
 HANG = 30  # seconds, which bound what must happen soon
 
@@ -185,6 +186,14 @@ class Runner(unittest.TestCase):
         self.assertEqual(self.output("a")["output"], [2])
         runner.terminate()
         self.assertEqual(runner.wait(HANG), 0)
+
+    def test_stop_in_a_callback(self):
+        async def wait():
+            asyncio.get_running_loop().call_soon(stop_on_signal, 15, None)
+            await asyncio.sleep(HANG)
+
+        with self.assertRaises(Stop):
+            asyncio.run(wait())
 
     def test_without_emloop(self):
         with mock.patch.dict(sys.modules, {"emloop": None}):

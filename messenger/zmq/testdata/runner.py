@@ -20,7 +20,8 @@ socket = zmq.Context.instance().socket(zmq.ROUTER)
 socket.setsockopt(zmq.IDENTITY, b"runner")
 if args.heartbeat:
     socket.setsockopt(zmq.HEARTBEAT_IVL, args.heartbeat)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * args.heartbeat)
+    # Long, since a loaded machine may pause the other side.
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20 * args.heartbeat)
 time.sleep(args.late)
 socket.bind("tcp://127.0.0.1:%d" % args.port)
 print("bound", flush=True)

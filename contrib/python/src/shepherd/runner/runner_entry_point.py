@@ -32,8 +32,16 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         name = read_class(path)
     runner = load_class(name)(args.config_path, args.port, args.stream)
     signal.signal(signal.SIGTERM, stop_on_signal)
+
+    async def process() -> None:
+        # asyncio's handler makes signals wake its loop, also one that comes just before
+        # the loop waits; ours is what is called.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+        signal.signal(signal.SIGTERM, stop_on_signal)
+        await runner.process_all()
+
     try:
-        asyncio.run(runner.process_all())
+        asyncio.run(process())
     except (Stop, KeyboardInterrupt):
         logging.info("Stopping")
 

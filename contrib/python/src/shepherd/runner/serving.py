@@ -136,16 +136,22 @@ def serve(process: Callable[[Job], Any], port: Optional[int] = None, host: Optio
     if port is None:
         port = parse_args().port
     before = signal.signal(signal.SIGTERM, stop_on_signal)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    wake_before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     try:
         bind(socket, port, host)
-        Server(socket, process).run()
+        Server(socket, process).run(woken)
     except (Stop, KeyboardInterrupt):
         log.info("stopping")
     finally:
         socket.close()
         context.term()
+        signal.set_wakeup_fd(wake_before)
+        os.close(wake)
+        os.close(woken)
         signal.signal(signal.SIGTERM, before)
 
 
@@ -160,8 +166,12 @@ def bind(socket: Any, port: int, host: Optional[str] = None) -> None:
     log.info("waiting for jobs on port %d", port)
 
 
-class Stop(BaseException):
-    """SIGTERM came. No handler of a model's errors catches it."""
+class Stop(KeyboardInterrupt):
+    """SIGTERM came. No handler of a model's errors catches it.
+
+    It is a KeyboardInterrupt because asyncio keeps any other exception that a signal's
+    handler raises in one of its callbacks, and goes on.
+    """
 
 
 def stop_on_signal(signum: int, frame: Any) -> None:
@@ -180,10 +190,19 @@ class Server:
         self.waiting: "collections.OrderedDict[str, Tuple[Job, List[bytes]]]" = collections.OrderedDict()
         self.current: Optional[Job] = None
 
-    def run(self) -> None:
-        """Process jobs for ever."""
+    def run(self, woken: int) -> None:
+        """Process jobs for ever.
+
+        woken becomes readable with each signal: one that comes just before the wait
+        begins would else be handled when the next message comes.
+        """
+        poller = zmq.Poller()
+        poller.register(self.socket, zmq.POLLIN)
+        poller.register(woken, zmq.POLLIN)
         while True:
-            self.take(self.socket.recv_multipart())
+            if woken in dict(poller.poll()):
+                os.read(woken, 4096)  # its handler has run
+            self.listen()
             self.work()
 
     def work(self) -> None:
