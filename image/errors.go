@@ -85,6 +85,9 @@ func (s *remote) explanation(err error) *failure {
 		if refused.host != s.endpoint.Host {
 			where = "host"
 		}
+		if refused.status == http.StatusTooManyRequests {
+			return failf(errdefs.ErrUnavailable, "%s %v: it limits how often it is asked; try again later, or with credentials, which may raise the limit", where, refused)
+		}
 		return failf(errdefs.ErrUnavailable, "%s %v; check registry.url and whether it is up", where, refused)
 	}
 	var (

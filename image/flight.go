@@ -29,7 +29,7 @@ type flight struct {
 
 	// Under flights.mu.
 	waiting   int
-	abandoned bool // no caller waits: the work is being cancelled and may not be joined
+	abandoned bool // may not be joined: no caller waits and the work is being cancelled, or it is hold's
 	observers map[int]func(Progress)
 	next      int
 
@@ -86,6 +86,24 @@ func (f *flights) do(ctx context.Context, key string, observe func(Progress), wo
 	return fl.image, fl.err
 }
 
+// hold keeps work for key from starting until release is called. ok is false, and release
+// nil, while there is such work.
+func (f *flights) hold(key string) (release func(), ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.byKey[key] != nil {
+		return nil, false
+	}
+	fl := &flight{cancel: func(error) {}, done: make(chan struct{}), abandoned: true}
+	f.byKey[key] = fl
+	return func() {
+		f.mu.Lock()
+		delete(f.byKey, key)
+		f.mu.Unlock()
+		close(fl.done)
+	}, true
+}
+
 // launch starts the work; the caller holds f.mu.
 func (f *flights) launch(ctx context.Context, key string, work func(context.Context, func(Progress)) (Image, error)) *flight {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -116,7 +134,7 @@ func (f *flights) report(fl *flight, p Progress) {
 	}
 }
 
-// keys returns the keys of the work under way.
+// keys returns the keys of the work under way, and of those that are held.
 func (f *flights) keys() map[string]bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -185,7 +185,7 @@ func New(cfg Config) (*Store, error) {
 		flights: flights{byKey: map[string]*flight{}},
 		closing: make(chan struct{}),
 	}
-	s.budget = &budget{disk: dsk, limit: cfg.Budget, needed: cfg.Needed, busy: s.flights.keys}
+	s.budget = &budget{disk: dsk, limit: cfg.Budget, needed: cfg.Needed, flights: &s.flights}
 	leases := &pullLeases{
 		client: cfg.Client, log: cfg.Log, opened: time.Now(), ended: map[string]bool{},
 		mayPass: func(err error) bool { return errdefs.IsUnavailable(rem.explanation(err)) },

@@ -107,22 +107,23 @@ func (p *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if p.observe != nil {
 			p.observe(requestKind(req), time.Since(sent), responseError(resp, err))
 		}
+		if err != nil {
+			cancel()
+		} else { // also for the bodies that are read here
+			resp.Body = newStallGuard(resp.Body, req.Context().Err, cancel, p.stall)
+		}
 		if err == nil && p.tokens {
 			err = tokenResponse(req, resp)
 		}
 		if err == nil && !isTransient(resp.StatusCode) {
 			if resp.StatusCode >= http.StatusBadRequest {
 				resp.Body = p.withoutSecrets(again, resp.Body)
-				cancel()
-				return resp, nil
 			}
-			resp.Body = newStallGuard(resp.Body, req.Context().Err, cancel, p.stall)
 			return resp, nil
 		}
 		refused := &refusal{host: req.URL.Host, attempts: attempt}
 		wait := p.pause(attempt)
 		if err != nil {
-			cancel()
 			if req.Context().Err() != nil || permanent(err) {
 				return nil, err
 			}
@@ -130,7 +131,6 @@ func (p *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		} else {
 			refused.status = resp.StatusCode
 			text, _ := io.ReadAll(p.withoutSecrets(again, resp.Body))
-			cancel()
 			refused.detail = excerpt(text)
 			wait = max(wait, retryAfter(resp.Header))
 		}

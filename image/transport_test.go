@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -12,6 +13,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/containerd/errdefs"
+	containerdlog "github.com/containerd/log"
 )
 
 func TestRetryAfter(t *testing.T) {
@@ -60,6 +64,51 @@ func stalls(r *http.Request) (*http.Response, error) {
 		rest.CloseWithError(r.Context().Err())
 	}()
 	return &http.Response{StatusCode: http.StatusOK, Body: body, Request: r}, nil
+}
+
+// TestStalledAnswer: what stalls in the text of an error, or in what a token server
+// answers, does not hold a pull for ever.
+func TestStalledAnswer(t *testing.T) {
+	for name, c := range map[string]struct {
+		status int
+		tokens bool
+	}{
+		"NotFound": {http.StatusNotFound, false}, "Unavailable": {http.StatusServiceUnavailable, false},
+		"Token": {http.StatusOK, true}, "NoToken": {http.StatusUnauthorized, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(c.status)
+				fmt.Fprint(w, "some")
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			}))
+			defer server.Close()
+			transport, err := newTransport("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer transport.CloseIdleConnections()
+			patience := hasty
+			patience.stall = 50 * time.Millisecond
+			client := http.Client{Transport: &retryTransport{base: transport, retryPolicy: patience, tokens: c.tokens}}
+			resp, err := client.Get(server.URL)
+			if c.status == http.StatusOK || c.status == http.StatusServiceUnavailable {
+				var refused *refusal
+				if !errors.As(err, &refused) {
+					t.Fatalf("the error is %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if text, err := io.ReadAll(resp.Body); resp.StatusCode != c.status || err != nil || !c.tokens && string(text) != "some" {
+				t.Errorf("%s: %q, %v", resp.Status, text, err)
+			}
+		})
+	}
 }
 
 // TestAttemptsEnd counts the attempts of requests that never succeed.
@@ -135,5 +184,24 @@ func TestBoundedAnswers(t *testing.T) {
 	}
 	if len(b.Bytes()) != 64<<10 || !bytes.HasPrefix(b.Bytes(), []byte("xxx")) {
 		t.Errorf("%d bytes kept", len(b.Bytes()))
+	}
+}
+
+// TestRateLimit: a registry that limits how often it is asked is up.
+func TestRateLimit(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "21600") // as Docker Hub's window
+		w.WriteHeader(http.StatusTooManyRequests)
+	}))
+	defer server.Close()
+	s, err := newRemote(Registry{URL: server.URL}, 1, ignoreObservation, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.transport.CloseIdleConnections()
+	_, err = s.resolve(containerdlog.WithLogger(t.Context(), quietLogger()), ref{name: s.endpoint.Name("model"), tag: "v1"}, hasty)
+	f := s.explanation(err)
+	if !errdefs.IsUnavailable(f) || !strings.Contains(f.message, "answers 429 Too Many Requests (4 attempts): it limits how often it is asked; ") {
+		t.Errorf("%v", f)
 	}
 }

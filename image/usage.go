@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -89,24 +90,16 @@ func (s *disk) inventory(ctx context.Context) (*inventory, error) {
 	if err != nil {
 		return nil, err
 	}
-	containers, err := s.client.ContainerService().List(ctx)
+	inUse, err := s.inUse(ctx)
 	if err != nil {
 		return nil, err
-	}
-	inUse := map[string]bool{}
-	for _, c := range containers {
-		inUse[c.Image] = true
 	}
 	inv := &inventory{parts: map[string]map[part]int64{}}
 	for _, img := range all {
 		inv.parts[img.Name] = s.parts(ctx, img.Target)
-		lastUsed, err := time.Parse(time.RFC3339Nano, img.Labels[labelLastUsed])
-		if err != nil {
-			lastUsed = img.UpdatedAt
-		}
 		inv.images = append(inv.images, Info{
-			Reference: img.Name, Model: s.model(img.Name), Digest: img.Target.Digest, LastUsed: lastUsed,
-			Pulled: img.Labels[labelPulled] != "", InUse: inUse[img.Name],
+			Reference: img.Name, Model: s.model(img.Name), Digest: img.Target.Digest, LastUsed: lastUsed(img),
+			Pulled: img.Labels[labelPulled] != "", InUse: inUse[img.Name] != "",
 		})
 	}
 	holders := map[part]int{}
@@ -125,6 +118,27 @@ func (s *disk) inventory(ctx context.Context) (*inventory, error) {
 	}
 	slices.SortFunc(inv.images, func(a, b Info) int { return strings.Compare(a.Reference, b.Reference) })
 	return inv, nil
+}
+
+// inUse returns a container of each image, by reference, from which one was created.
+func (s *disk) inUse(ctx context.Context) (map[string]string, error) {
+	all, err := s.client.ContainerService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	of := make(map[string]string, len(all))
+	for _, c := range all {
+		of[c.Image] = c.ID
+	}
+	return of, nil
+}
+
+// lastUsed returns when an image was used last.
+func lastUsed(img images.Image) time.Time {
+	if t, err := time.Parse(time.RFC3339Nano, img.Labels[labelLastUsed]); err == nil {
+		return t
+	}
+	return img.UpdatedAt
 }
 
 // total returns the size of all parts in bytes, shared ones counted once.
@@ -207,17 +221,17 @@ func (s *Store) Remove(ctx context.Context, m job.Model) error {
 	}
 	ctx = containerdlog.WithLogger(ctx, s.quiet)
 	operation := "remove image " + r.String()
-	if s.flights.keys()[r.String()] {
-		return failf(errdefs.ErrFailedPrecondition, "%s: it is being pulled", operation)
+	release, ok := s.flights.hold(r.String())
+	if !ok {
+		return failf(errdefs.ErrFailedPrecondition, "%s: it is being pulled or removed", operation)
 	}
-	containers, err := s.client.ContainerService().List(ctx)
+	defer release()
+	inUse, err := s.inUse(ctx)
 	if err != nil {
 		return s.explainAs(operation, err)
 	}
-	for _, c := range containers {
-		if c.Image == r.String() {
-			return failf(errdefs.ErrFailedPrecondition, "%s: container %s was created from it; slaughter its sheep first", operation, c.ID)
-		}
+	if id := inUse[r.String()]; id != "" {
+		return failf(errdefs.ErrFailedPrecondition, "%s: container %s was created from it; slaughter its sheep first", operation, id)
 	}
 	err = s.client.ImageService().Delete(ctx, r.String(), images.SynchronousDelete())
 	if errdefs.IsNotFound(err) {
@@ -251,9 +265,9 @@ func (s *Store) trimAfter(r ref) {
 // budget removes images to keep their disk usage within a limit.
 type budget struct {
 	*disk
-	limit  int64 // bytes; 0 is no limit
-	needed func(context.Context) ([]job.Model, error)
-	busy   func() map[string]bool // the references that are being pulled
+	limit   int64 // bytes; 0 is no limit
+	needed  func(context.Context) ([]job.Model, error)
+	flights *flights // by reference
 
 	trimming sync.Mutex // held during trim
 }
@@ -261,20 +275,31 @@ type budget struct {
 // removable returns the images that may be removed to keep to the budget: those that
 // shepherd pulled, except the ones needed, in use or being pulled, and keep.
 func (s *budget) removable(ctx context.Context, inv *inventory, keep string) ([]Info, error) {
-	kept := s.busy()
+	kept, err := s.neededNow(ctx)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(kept, s.flights.keys())
 	kept[keep] = true
-	if s.needed != nil {
-		needed, err := s.needed(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("list the models that are needed: %w", err)
-		}
-		for _, m := range needed {
-			if r, err := referenceOf(s.endpoint, m); err == nil {
-				kept[r.String()] = true
-			}
+	return slices.DeleteFunc(slices.Clone(inv.images), func(i Info) bool { return !i.Pulled || i.InUse || kept[i.Reference] }), nil
+}
+
+// neededNow returns the references of the models that are needed.
+func (s *budget) neededNow(ctx context.Context) (map[string]bool, error) {
+	references := map[string]bool{}
+	if s.needed == nil {
+		return references, nil
+	}
+	needed, err := s.needed(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the models that are needed: %w", err)
+	}
+	for _, m := range needed {
+		if r, err := referenceOf(s.endpoint, m); err == nil {
+			references[r.String()] = true
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(inv.images), func(i Info) bool { return !i.Pulled || i.InUse || kept[i.Reference] }), nil
+	return references, nil
 }
 
 // Full reports whether the images that may not be removed take the whole budget, so
@@ -320,11 +345,12 @@ func (s *budget) trim(ctx context.Context, budget int64, keep string) (freed int
 		if freed >= over {
 			break
 		}
-		if err := s.client.ImageService().Delete(ctx, c.Reference, images.SynchronousDelete()); err != nil {
-			if errdefs.IsNotFound(err) {
-				continue
-			}
+		removed, err := s.removeUnused(ctx, c)
+		if err != nil {
 			return freed, fmt.Errorf("remove image %s: %w", c.Reference, err)
+		}
+		if !removed {
+			continue
 		}
 		n := inv.remove(c.Reference)
 		freed += n
@@ -334,4 +360,33 @@ func (s *budget) trim(ctx context.Context, budget int64, keep string) (freed int
 		s.log.WarnContext(ctx, "images exceed the budget and none of them may be removed", "budget", budget, "over", over-freed)
 	}
 	return freed, nil
+}
+
+// removeUnused removes an image, unless it was used since it was listed, or is needed or
+// in use by now: the removals before it took their time.
+func (s *budget) removeUnused(ctx context.Context, listed Info) (removed bool, err error) {
+	release, ok := s.flights.hold(listed.Reference) // nobody is given the image meanwhile
+	if !ok {
+		return false, nil
+	}
+	defer release()
+	needed, err := s.neededNow(ctx)
+	if err != nil {
+		return false, err
+	}
+	inUse, err := s.inUse(ctx)
+	if err != nil {
+		return false, err
+	}
+	img, err := s.client.ImageService().Get(ctx, listed.Reference)
+	if err == nil && (needed[listed.Reference] || inUse[listed.Reference] != "" || !lastUsed(img).Equal(listed.LastUsed)) {
+		return false, nil
+	}
+	if err == nil {
+		err = s.client.ImageService().Delete(ctx, listed.Reference, images.SynchronousDelete())
+	}
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -112,6 +113,67 @@ func TestBudget(t *testing.T) {
 		t.Error(err)
 	}
 	h.ensure(s, model("c")) // still works with the shared layer
+}
+
+// TestBudgetSparesWhatBecomesNeeded: an image that is needed, or used again, after the
+// images to remove were chosen stays.
+func TestBudgetSparesWhatBecomesNeeded(t *testing.T) {
+	h := newHome(t, testenv.RegistryConfig{})
+	for i, name := range []string{"a", "b", "c", "d"} {
+		h.registry.Push(t, name+":v1", testenv.Image(t, v1.Config{}, h.layers(1, mib, uint64(i))...))
+	}
+	free := h.store(nil)
+	for _, name := range []string{"a", "b", "c"} {
+		h.ensure(free, model(name))
+	}
+	asked := 0
+	s := h.store(func(c *Config) {
+		c.Budget = 1
+		c.Needed = func(context.Context) ([]job.Model, error) {
+			switch asked++; asked {
+			case 1: // the images to remove are chosen: a, b and c
+				return nil, nil
+			case 2: // a is about to be removed
+				h.ensure(free, model("b"))
+			}
+			return []job.Model{model("a")}, nil
+		}
+	})
+	h.ensure(s, model("d"))
+	s.work.Wait()
+	if got := h.references(s); got != "a b d" {
+		t.Errorf("left are %s", got)
+	}
+}
+
+// TestHold: what is held is not worked on until it is released, and what is worked on is
+// not held.
+func TestHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := flights{byKey: map[string]*flight{}}
+		release, ok := f.hold("a")
+		if _, again := f.hold("a"); !ok || again {
+			t.Errorf("held: %t, held twice: %t", ok, again)
+		}
+		held := true
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = f.do(t.Context(), "a", func(Progress) {}, func(context.Context, func(Progress)) (Image, error) {
+				if _, ok := f.hold("a"); ok || held {
+					t.Errorf("worked on while it is held: %t; held while it is worked on: %t", held, ok)
+				}
+				return Image{}, nil
+			})
+		}()
+		synctest.Wait()
+		held = false
+		release()
+		<-done
+		if len(f.keys()) != 0 {
+			t.Errorf("left: %v", f.keys())
+		}
+	})
 }
 
 // TestBudgetSparesWhatIsNotOurs: images that an administrator brought stay.

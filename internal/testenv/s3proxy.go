@@ -75,6 +75,9 @@ const (
 	// NotImplemented answers 501 without forwarding the request, like a server without the
 	// feature.
 	NotImplemented
+	// FailInside answers 200 without forwarding the request, and in the body that it
+	// failed, as S3 does when it had begun to answer.
+	FailInside
 )
 
 type rule struct {
@@ -177,6 +180,10 @@ func (p *S3Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/xml")
 		w.WriteHeader(http.StatusNotImplemented)
 		fmt.Fprint(w, `<?xml version="1.0" encoding="UTF-8"?><Error><Code>NotImplemented</Code><Message>not here</Message></Error>`)
+	case FailInside:
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/xml")
+		fmt.Fprint(w, `<?xml version="1.0" encoding="UTF-8"?><Error><Code>InternalError</Code><Message>We encountered an internal error. Please try again.</Message></Error>`)
 	case Reset:
 		reset(w)
 	case LoseAnswer:

@@ -138,6 +138,9 @@ func (h *handler) postObject(r *request) error {
 	if err := h.space.Check(r.ContentLength); err != nil {
 		return err
 	}
+	if _, err := h.store.StatBucket(r.bucket); err != nil {
+		return err
+	}
 	body, e := newFormPayload(f.file, header, limits.most, r.w.readDeadline)
 	if e != nil {
 		return e

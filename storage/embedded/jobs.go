@@ -48,7 +48,7 @@ func (o *Store) jobsAfter(ctx context.Context, after string) (names []string, ne
 		}
 		return names, next, err
 	}
-	page, err := o.folder.List(ctx, o.layout.Bucket, folder.Query{Delimiter: "/", After: after, Max: jobsPage})
+	page, err := o.folder.List(ctx, o.layout.Bucket, folder.Query{Delimiter: "/", After: after, Max: jobsPage, Damaged: true})
 	for _, item := range page.Items {
 		if name, ok := strings.CutSuffix(item.Prefix, "/"); ok {
 			names = append(names, name)

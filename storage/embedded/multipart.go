@@ -3,6 +3,7 @@ package embedded
 import (
 	"cmp"
 	"encoding/xml"
+	"errors"
 	"io"
 	"net/http"
 	"slices"
@@ -28,15 +29,8 @@ func (h *handler) createUpload(r *request) error {
 	if err != nil {
 		return err
 	}
-	if check := headerCheck(r.Header); check != nil {
-		// Told before the data is sent; what counts is when the upload is completed.
-		info, err := h.store.Stat(r.bucket, r.key)
-		if e, _ := errorFor(err); err != nil && e.code != codeNoSuchKey {
-			return err
-		}
-		if err := check(info); err != nil {
-			return err
-		}
+	if err := h.expect(r); err != nil {
+		return err
 	}
 	u, err := h.store.CreateUpload(folder.Upload{
 		Bucket: r.bucket, Key: r.key, Attrs: attrs, ChecksumAlgorithm: algorithm, ChecksumComposite: composite,
@@ -54,6 +48,21 @@ func (h *handler) createUpload(r *request) error {
 		Bucket, Key string
 		UploadID    string `xml:"UploadId"`
 	}{Bucket: r.bucket, Key: r.key, UploadID: u.ID})
+}
+
+// expect refuses, before the data is sent, what would be refused after it: the bucket is
+// not there, or a condition does not hold. What counts is when the data is there.
+func (h *handler) expect(r *request) error {
+	check := headerCheck(r.Header)
+	if check == nil {
+		_, err := h.store.StatBucket(r.bucket)
+		return err
+	}
+	info, err := h.store.Stat(r.bucket, r.key)
+	if err != nil && !errors.Is(err, folder.ErrNoKey) {
+		return err
+	}
+	return check(info)
 }
 
 // upload returns the upload that a request is about.
@@ -116,7 +125,7 @@ func (h *handler) copyPart(r *request) error {
 	}
 	algorithm := cmp.Or(u.ChecksumAlgorithm, defaultChecksum)
 	sum := newChecksum(algorithm)
-	body := io.TeeReader(io.NewSectionReader(from, part.offset, part.size), sum)
+	body := io.TeeReader(contextReader{r.Context(), io.NewSectionReader(from, part.offset, part.size)}, sum)
 	info, err := h.store.PutPart(u, number, body, part.size, func(info *folder.Info) error {
 		info.Checksum = folder.Checksum{Algorithm: algorithm, Value: encodeSum(sum)}
 		return nil

@@ -157,6 +157,9 @@ func (h *handler) putObject(r *request) error {
 	if err != nil {
 		return err
 	}
+	if err := h.expect(r); err != nil {
+		return err
+	}
 	p := r.payload
 	info, err := h.store.Put(r.bucket, r.key, p, p.size, folder.Info{Attrs: attrs}, func(info *folder.Info) error {
 		info.Checksum = p.Sum()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -292,4 +293,55 @@ func TestOneOfManyWritersWins(t *testing.T) {
 			t.Fatalf("round %d: winners %q, stored %q", round, winners, get(t, c, b, key))
 		}
 	}
+}
+
+// TestRefusedBeforeItIsSent: a client that waits for "100 Continue" is told of a missing
+// bucket, or of a condition that does not hold, before it sends a large object.
+func TestRefusedBeforeItIsSent(t *testing.T) {
+	s := start(t, t.TempDir())
+	c := s.client(nil)
+	put(t, c, s.bucket(c, "bucket"), "there", []byte("x"))
+	for _, refused := range []struct {
+		path   string
+		header http.Header
+		status int
+		code   string
+	}{
+		{"/no-such-bucket/key", nil, http.StatusNotFound, "NoSuchBucket"},
+		{"/bucket/there", http.Header{"If-None-Match": {"*"}}, http.StatusPreconditionFailed, "PreconditionFailed"},
+		{"/bucket/not-there", http.Header{"If-Match": {"x"}}, http.StatusNotFound, "NoSuchKey"},
+	} {
+		body := &countedBody{}
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+s.addr+refused.path, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		maps.Copy(r.Header, refused.header)
+		r.ContentLength = 1 << 30
+		r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
+		r.Header.Set("Expect", "100-continue")
+		transport := &http.Transport{DisableKeepAlives: true, ExpectContinueTimeout: time.Minute}
+		answer, err := transport.RoundTrip(sign(r))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantAnswer(t, answer, text, refused.status, refused.code)
+		if n := body.read.Load(); n > 0 {
+			t.Errorf("%s: %d bytes were asked for first", refused.path, n)
+		}
+	}
+}
+
+// countedBody is of zeros without end.
+type countedBody struct{ read atomic.Int64 }
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	clear(p)
+	b.read.Add(int64(len(p)))
+	return len(p), nil
 }

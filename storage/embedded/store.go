@@ -64,7 +64,7 @@ func (s *Server) Store(bucket string, observe func(op string, took time.Duration
 	o := &Store{folder: s.store, layout: l, observe: observe, space: s.handler.space}
 	o.stager = places.Stager{
 		Layout: l, Parallel: parallelFiles, Fetch: o.fetch,
-		List: func(ctx context.Context, id job.ID) iter.Seq2[storage.Info, error] { return o.list(ctx, id, "") },
+		List: o.listStaged,
 	}
 	o.collector = places.Collector{
 		Layout: l, Parallel: parallelFiles, Remove: o.removeFiles,
@@ -137,7 +137,7 @@ func (o *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 			exists = err == nil
 			return err
 		}
-		page, err := o.folder.List(ctx, bucket, folder.Query{Prefix: prefix, Max: 1})
+		page, err := o.folder.List(ctx, bucket, folder.Query{Prefix: prefix, Max: 1, Damaged: true})
 		exists = len(page.Items) > 0
 		return err
 	})
@@ -178,7 +178,7 @@ func (o *Store) makePlace(ctx context.Context, id job.ID, name string, payload [
 			return err
 		}
 		_, prefix := o.layout.Place(id)
-		page, err := o.folder.List(ctx, bucket, folder.Query{Prefix: prefix, Max: 1})
+		page, err := o.folder.List(ctx, bucket, folder.Query{Prefix: prefix, Max: 1, Damaged: true})
 		if err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func (o *Store) makePlace(ctx context.Context, id job.ID, name string, payload [
 // nothing else, as a client leaves it that missed the answer, else ErrExists.
 func (o *Store) takenUnlessSame(ctx context.Context, id job.ID, name string, payload []byte) error {
 	bucket, prefix := o.layout.Place(id)
-	page, err := o.folder.List(ctx, bucket, folder.Query{Prefix: prefix, Max: 2})
+	page, err := o.folder.List(ctx, bucket, folder.Query{Prefix: prefix, Max: 2, Damaged: true})
 	if err != nil {
 		return storeError(err)
 	}
@@ -220,7 +220,10 @@ func (o *Store) takenUnlessSame(ctx context.Context, id job.ID, name string, pay
 		return storeError(err)
 	}
 	defer object.Close()
-	stored := make([]byte, object.Size)
+	if object.Size != int64(len(payload)) { // it was replaced meanwhile
+		return storage.ErrExists
+	}
+	stored := make([]byte, len(payload))
 	if _, err := object.ReadAt(stored, 0); err != nil {
 		return storeError(err)
 	}
@@ -433,12 +436,18 @@ func (o *Store) Put(ctx context.Context, id job.ID, name string, r io.Reader, si
 	return nil
 }
 
-// list yields the files whose name begins with prefix, in the order of their
+// entry is a file of a job in a listing.
+type entry struct {
+	storage.Info
+	damaged bool // it cannot be read, and nothing is known of it but its name
+}
+
+// entries yields the files whose name begins with prefix, in the order of their
 // names. It yields one error at most, as the last thing.
-func (o *Store) list(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
+func (o *Store) entries(ctx context.Context, id job.ID, prefix string) iter.Seq2[entry, error] {
+	return func(yield func(entry, error) bool) {
 		bucket, below := o.layout.Place(id)
-		q := folder.Query{Prefix: below + prefix, Max: listPage}
+		q := folder.Query{Prefix: below + prefix, Max: listPage, Damaged: true}
 		for {
 			var page folder.Page
 			err := o.observed(ctx, "list", func() (err error) {
@@ -446,11 +455,12 @@ func (o *Store) list(ctx context.Context, id job.ID, prefix string) iter.Seq2[st
 				return err
 			})
 			if err != nil {
-				yield(storage.Info{}, err)
+				yield(entry{}, err)
 				return
 			}
 			for _, item := range page.Items {
-				if !yield(storage.Info{Name: strings.TrimPrefix(item.Key, below), Size: item.Size, ETag: item.ETag, Modified: item.Modified}, nil) {
+				info := storage.Info{Name: strings.TrimPrefix(item.Key, below), Size: item.Size, ETag: item.ETag, Modified: item.Modified}
+				if !yield(entry{info, item.Damaged}, nil) {
 					return
 				}
 			}
@@ -458,6 +468,32 @@ func (o *Store) list(ctx context.Context, id job.ID, prefix string) iter.Seq2[st
 				return
 			}
 			q.After = page.Next
+		}
+	}
+}
+
+// list yields the files that can be read, as entries does.
+func (o *Store) list(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		for e, err := range o.entries(ctx, id, prefix) {
+			if !e.damaged && !yield(e.Info, err) {
+				return
+			}
+		}
+	}
+}
+
+// listStaged yields all files of a job's place, also damaged ones: a job must not run
+// without such an input. They have a size, so that their data is asked for, which fails.
+func (o *Store) listStaged(ctx context.Context, id job.ID) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		for e, err := range o.entries(ctx, id, "") {
+			if e.damaged {
+				e.Size = 1
+			}
+			if !yield(e.Info, err) {
+				return
+			}
 		}
 	}
 }
@@ -581,14 +617,14 @@ func (o *Store) removeFiles(ctx context.Context, id job.ID, prefix string, unwan
 		keys = keys[:0]
 		return err
 	}
-	for info, err := range o.list(ctx, id, prefix) {
+	for e, err := range o.entries(ctx, id, prefix) {
 		if err != nil {
 			return err
 		}
-		if !unwanted(info.Name) {
+		if !unwanted(e.Name) {
 			continue
 		}
-		if keys = append(keys, below+info.Name); len(keys) == listPage {
+		if keys = append(keys, below+e.Name); len(keys) == listPage {
 			if err := flush(); err != nil {
 				return err
 			}

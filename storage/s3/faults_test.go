@@ -419,3 +419,46 @@ func fatal(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestFailsInside has the server begin to answer with success and then say, in the body,
+// that it failed, as S3 does: nothing may be taken for copied, joined or removed that is
+// not.
+func TestFailsInside(t *testing.T) {
+	t.Parallel()
+	const id = job.ID("inside")
+	r := newRigFor(t, embeddedHarness(""))
+	fatal(t, r.store.Init(t.Context(), id, []byte("x")))
+	small, large := []byte("small"), make([]byte, 33<<20)
+	_, _ = rand.NewChaCha8([32]byte{4}).Read(large[:1<<20])
+	dir := t.TempDir()
+	fatal(t, os.Mkdir(filepath.Join(dir, "outputs"), 0o755))
+	fatal(t, os.WriteFile(filepath.Join(dir, "outputs/small"), small, 0o600))
+	fatal(t, os.WriteFile(filepath.Join(dir, "outputs/large"), large, 0o600))
+	apart, err := r.store.CollectApart(t.Context(), id, 1, openRoot(t, dir))
+	fatal(t, err)
+
+	copies := func(r *http.Request) bool { return r.Header.Get("X-Amz-Copy-Source") != "" }
+	r.proxy.Inject(testenv.FailInside, -1, copies)
+	impatient := open(t, s3.Config{URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Patience: 1})
+	again, err := impatient.CollectApart(t.Context(), id, 2, openRoot(t, dir))
+	fatal(t, err)
+	if err := again.Promote(t.Context(), true); !errdefs.IsUnavailable(err) {
+		t.Errorf("Promote of which every copy fails: %v", err)
+	}
+	fatal(t, again.Discard(t.Context()))
+
+	r.proxy.Heal()
+	r.proxy.Inject(testenv.FailInside, 2, copies) // one of each file
+	r.proxy.Inject(testenv.FailInside, 1, is("uploadId"))
+	fatal(t, apart.Promote(t.Context(), true))
+	r.has(t, id, "outputs/small", small)
+	r.has(t, id, "outputs/large", large)
+
+	r.proxy.Heal()
+	r.proxy.Inject(testenv.FailInside, 1, is("delete"))
+	fatal(t, apart.Discard(t.Context()))
+	for info, err := range r.store.List(t.Context(), id, ".attempts/") {
+		t.Errorf("%s stays, %v", info.Name, err)
+	}
+	fatal(t, r.store.Remove(t.Context(), id))
+}

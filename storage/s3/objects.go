@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -96,10 +98,15 @@ func (o *objects) removeAll(ctx context.Context, bucket string, keys iter.Seq2[s
 	return o.removeBatch(ctx, bucket, batch)
 }
 
-// removeBatch removes objects with one request, where the server can do that.
+// removeBatch removes objects with one request, where the server can do that, and those
+// of which its answer does not say that they are removed one by one.
 func (o *objects) removeBatch(ctx context.Context, bucket string, keys []string) error {
 	if o.features.noBatchDelete.Load() {
 		return o.removeEach(ctx, bucket, keys)
+	}
+	left := make(map[string]struct{}, len(keys))
+	for _, key := range keys {
+		left[key] = struct{}{}
 	}
 	err := o.try(ctx, "delete", o.stall, func(ctx context.Context, _ *watch) error {
 		results, err := o.client.RemoveObjectsWithIter(ctx, bucket, func(yield func(minio.ObjectInfo) bool) {
@@ -113,7 +120,10 @@ func (o *objects) removeBatch(ctx context.Context, bucket string, keys []string)
 			return err
 		}
 		for result := range results {
-			if result.Err != nil && err == nil {
+			switch {
+			case result.Err == nil:
+				delete(left, result.ObjectName)
+			case err == nil:
 				err = result.Err
 			}
 		}
@@ -123,7 +133,10 @@ func (o *objects) removeBatch(ctx context.Context, bucket string, keys []string)
 		o.lacks(&o.features.noBatchDelete, "deletion of several files by one request", "files are deleted one by one")
 		return o.removeEach(ctx, bucket, keys)
 	}
-	return err
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	return o.removeEach(ctx, bucket, slices.Sorted(maps.Keys(left)))
 }
 
 // removeEach removes objects with a request each, several at a time.

@@ -151,7 +151,7 @@ func New(c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	options.Transport = transport
+	options.Transport = &s3Answers{next: transport, url: c.URL}
 	client, err := minio.NewCore(endpoint, options)
 	if err != nil {
 		return nil, fmt.Errorf("storage.url %q: %w", c.URL, err)

@@ -392,3 +392,166 @@ func TestReadersTime(t *testing.T) {
 		}
 	})
 }
+
+// TestUnconfirmedRemoval has a server refuse one file of a batch in a way that the client
+// library passes over: the file is removed by a request of its own.
+func TestUnconfirmedRemoval(t *testing.T) {
+	var alone []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			fmt.Fprint(w, `<DeleteResult><Deleted><Key>a</Key></Deleted><Error><Key>b</Key><Code>InvalidArgument</Code><Message>not so</Message></Error></DeleteResult>`)
+		case http.MethodDelete:
+			alone = append(alone, r.URL.Path)
+			w.WriteHeader(http.StatusNoContent)
+		}
+	}))
+	defer server.Close()
+	store := newStore(t, Config{URL: server.URL})
+	if err := store.objects.removeBatch(t.Context(), "bucket", []string{"a", "b"}); err != nil {
+		t.Error(err)
+	}
+	if len(alone) != 1 || alone[0] != "/bucket/b" {
+		t.Errorf("removed alone: %q", alone)
+	}
+}
+
+// TestNoS3Server has URLs at which a web server answers, as MinIO's console does: nothing
+// may count as stored, staged or there.
+func TestNoS3Server(t *testing.T) {
+	const page = "<!doctype html><html><head><title>Console</title></head><body></body></html>"
+	for name, answer := range map[string]http.HandlerFunc{
+		"Console":  func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, page) },
+		"NoPage":   func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) },
+		"Secret":   func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "forbidden", http.StatusForbidden) },
+		"Document": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(answer)
+			defer server.Close()
+			for _, bucket := range []string{"", "shared"} {
+				store := newStore(t, Config{URL: server.URL, Bucket: bucket, Patience: 1})
+				root, err := os.OpenRoot(t.TempDir())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer root.Close()
+				_, stage := store.Stage(t.Context(), "some-job", root, storage.Options{})
+				for what, err := range map[string]error{"Ping": store.Ping(t.Context()), "Stage": stage} {
+					if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "is no S3 storage: check storage.url") {
+						t.Errorf("%s with bucket %q: %v", what, bucket, err)
+					}
+				}
+				if name != "Console" {
+					continue
+				}
+				exists, err := store.Exists(t.Context(), "some-job")
+				for what, err := range map[string]error{
+					"Exists": err, "Init": store.Init(t.Context(), "some-job", []byte("payload")),
+					"Put": store.Put(t.Context(), "some-job", "outputs/x", strings.NewReader("x"), 1), "Remove": store.Remove(t.Context(), "some-job"),
+				} {
+					if !errdefs.IsUnavailable(err) || exists {
+						t.Errorf("%s with bucket %q: %v (exists: %v)", what, bucket, err, exists)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestStoredPage: a page that is a file is fetched as any other.
+func TestStoredPage(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		w.Header().Set("ETag", `"0123"`)
+		http.ServeContent(w, r, "", time.Unix(1e9, 0), strings.NewReader("<!doctype html>"))
+	}))
+	defer server.Close()
+	file, err := newStore(t, Config{URL: server.URL}).Open(t.Context(), "some-job", "outputs/index.html", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Body.Close()
+	if text, err := io.ReadAll(file.Body); string(text) != "<!doctype html>" || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// TestBodyEnds has a server refuse a body before it has read it: the request does not end
+// before the Read under way does, because the caller then closes the file, or uses the
+// buffer for something else.
+func TestBodyEnds(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadFull(r.Body, make([]byte, 1))
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer server.Close()
+	store := newStore(t, Config{URL: server.URL, Tries: 1})
+	const size = 1 << 20
+	source := &slowSource{t: t, fast: size + 256<<10, ended: make(chan struct{})}
+	err := store.objects.putOnce(t.Context(), "bucket", "key", source, size)
+	close(source.ended)
+	if !errdefs.IsUnavailable(err) {
+		t.Error(err)
+	}
+}
+
+// slowSource is of zeros, and slow after some bytes: those of the hash, and what a server
+// has to get to answer.
+type slowSource struct {
+	t     *testing.T
+	fast  int
+	ended chan struct{} // closed when the request has ended
+}
+
+func (s *slowSource) ReadAt(p []byte, _ int64) (int, error) {
+	clear(p)
+	if s.fast -= len(p); s.fast < 0 {
+		select {
+		case <-s.ended:
+			s.t.Error("the request has ended before its body was read")
+		case <-time.After(500 * time.Millisecond): // in a shorter time the test sees less
+		}
+	}
+	return len(p), nil
+}
+
+// TestResumeEnds: what is stored of a large file is compared with it until the caller's
+// context ends, and no longer.
+func TestResumeEnds(t *testing.T) {
+	const partSize, size = 1 << 20, 8 << 20
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/xml")
+		if r.URL.Query().Has("uploads") {
+			fmt.Fprint(w, `<ListMultipartUploadsResult><Upload><Key>key</Key><UploadId>id</UploadId><Initiated>2026-01-01T00:00:00Z</Initiated></Upload></ListMultipartUploadsResult>`)
+			return
+		}
+		fmt.Fprint(w, `<ListPartsResult>`)
+		for n := range size / partSize {
+			fmt.Fprintf(w, `<Part><PartNumber>%d</PartNumber><ETag>"x"</ETag><Size>%d</Size></Part>`, n+1, partSize)
+		}
+		fmt.Fprint(w, `</ListPartsResult>`)
+	}))
+	defer server.Close()
+	store := newStore(t, Config{URL: server.URL})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	source := &endingSource{cancel: cancel}
+	_, err := store.objects.resumeUpload(ctx, "bucket", "key", size/partSize, source, partSize, size)
+	if !errors.Is(err, context.Canceled) || source.end != partSize {
+		t.Errorf("%v after %d bytes", err, source.end)
+	}
+}
+
+// endingSource is of zeros, and cancels when it is read.
+type endingSource struct {
+	cancel context.CancelFunc
+	end    int64 // of what was read
+}
+
+func (s *endingSource) ReadAt(p []byte, offset int64) (int, error) {
+	s.cancel()
+	clear(p)
+	s.end = max(s.end, offset+int64(len(p)))
+	return len(p), nil
+}

@@ -104,8 +104,8 @@ func (o *objects) send(ctx context.Context, src io.ReaderAt, offset, size int64,
 		body := &partReader{r: io.NewSectionReader(src, offset, size), left: size}
 		w.restart()
 		err = request(ctx, w.body(body), hash, unsure)
-		if err != nil && body.err != nil {
-			return &requestError{text: body.err.Error(), class: errdefs.ErrUnavailable, cause: body.err}
+		if local := body.end(); err != nil && local != nil {
+			return &requestError{text: local.Error(), class: errdefs.ErrUnavailable, cause: local}
 		}
 		return err
 	})
@@ -125,14 +125,23 @@ func (o *objects) sendSmall(ctx context.Context, src io.ReaderAt, offset, size i
 	})
 }
 
-// partReader keeps the error of its reader.
+// partReader is the body of one request. net/http may go on reading a body after the
+// request has failed: end waits for the Read under way and lets none follow, so that the
+// source may be closed, or its buffer used anew.
 type partReader struct {
-	r    io.Reader
-	left int64
-	err  error
+	mu    sync.Mutex
+	r     io.Reader
+	left  int64
+	err   error // of r
+	ended bool
 }
 
 func (p *partReader) Read(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return 0, errEnded
+	}
 	n, err := p.r.Read(b)
 	p.left -= int64(n)
 	switch {
@@ -143,6 +152,17 @@ func (p *partReader) Read(b []byte) (int, error) {
 	}
 	return n, err
 }
+
+// end ends reading, and returns the error of the reader.
+func (p *partReader) end() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	return p.err
+}
+
+// errEnded is for who reads the body of a request that has ended.
+var errEnded = errors.New("the request has ended")
 
 // putOnce stores one object with a single PUT.
 func (o *objects) putOnce(ctx context.Context, bucket, key string, src io.ReaderAt, size int64) error {
@@ -240,6 +260,9 @@ func (o *objects) resumeUpload(ctx context.Context, bucket, key string, count in
 			offset := int64(p.PartNumber-1) * partSize
 			if p.PartNumber < 1 || p.PartNumber > count || p.Size != min(partSize, size-offset) {
 				continue
+			}
+			if err := ctx.Err(); err != nil { // hashing a large file takes its time
+				return nil, err
 			}
 			sum := md5.New()
 			if _, err := io.Copy(sum, io.NewSectionReader(src, offset, p.Size)); err != nil {

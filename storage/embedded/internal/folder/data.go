@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/durable"
@@ -93,6 +94,9 @@ func (s *Store) dataDir(info *Info) (string, error) {
 			return dir, nil
 		}
 	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+	}
 	return "", err
 }
 
@@ -153,7 +157,7 @@ func (o *Object) open(e extent) (*os.File, error) {
 		err = errFooter
 	}
 	if errors.Is(err, ErrNoKey) {
-		err = errors.New("the file is missing")
+		err = fmt.Errorf("the file is missing: %w", errdefs.ErrDataLoss)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read part %d of object %q in %s: %w", e.number, o.Key, dir, err)

@@ -388,3 +388,43 @@ func BenchmarkListPage(b *testing.B) {
 		})
 	}
 }
+
+// lasting is a context that ends when it was asked for its error so many times.
+type lasting struct {
+	context.Context
+	left int
+}
+
+func (c *lasting) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestCopyEnds: the copy of a large object ends with its context, and not when all of it
+// is copied.
+func TestCopyEnds(t *testing.T) {
+	s := open(t)
+	b := bucket(t, s)
+	s.linkAtLeast = 1 << 40
+	if _, err := s.Put(b, "large", bytes.NewReader(make([]byte, 3*syncEvery)), 3*syncEvery, Info{}, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	src, err := s.Open(b, "large")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	d, err := s.newDraft()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	if err := d.appendObject(&lasting{t.Context(), 1}, src); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if st, err := d.file.Stat(); err != nil || st.Size() != syncEvery {
+		t.Errorf("%d bytes copied, %v", st.Size(), err)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"pgregory.net/rapid"
 )
 
@@ -191,13 +192,17 @@ func TestDamagedFile(t *testing.T) {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if o, err := s.Open("bucket", "damaged"); err == nil || errors.Is(err, ErrNoKey) {
+		if o, err := s.Open("bucket", "damaged"); !errdefs.IsDataLoss(err) || errors.Is(err, ErrNoKey) {
 			t.Fatalf("%q opens as %+v, %v", text, o, err)
 		}
 	}
 	page, err := s.List(context.Background(), "bucket", Query{Max: 10})
 	if err != nil || len(page.Items) != 1 || page.Items[0].Key != "fine" {
 		t.Errorf("listed with a damaged one beside: %+v, %v", page, err)
+	}
+	page, err = s.List(context.Background(), "bucket", Query{Max: 10, Damaged: true})
+	if err != nil || len(page.Items) != 2 || page.Items[0].Key != "damaged" || !page.Items[0].Damaged || page.Items[1].Damaged {
+		t.Errorf("listed with the damaged one: %+v, %v", page, err)
 	}
 	for range 2 {
 		if errs := s.Delete(context.Background(), "bucket", []string{"fine"}, nil); errs[0] != nil {

@@ -21,12 +21,14 @@ type Query struct {
 	Delimiter string // keys with it after the prefix are rolled up; "": none
 	After     string // what sorts after it; a key, or an Item's Prefix
 	Max       int    // items at most
+	Damaged   bool   // also damaged objects, which are left out otherwise
 }
 
 // Item is an object, or a Prefix that stands for all keys that begin with it.
 type Item struct {
 	*Info
-	Prefix string
+	Prefix  string
+	Damaged bool // it cannot be read, and nothing is known of it but its Key
 }
 
 // Page is a part of a listing, in key order. Next continues it: Query.After of
@@ -227,8 +229,11 @@ func (l *lister) add(path, key string, indexed bool) (bool, error) {
 	if item.Prefix == "" || indexed {
 		info, err := statFile(path, key)
 		if errors.Is(err, errFooter) { // must not hide the others
-			l.store.log.Error("an object is damaged and left out of a listing; restore or remove its file", "file", path, "error", err)
-			return true, nil
+			l.store.log.Error("an object is damaged; restore or remove its file", "file", path, "error", err)
+			if !l.query.Damaged {
+				return true, nil
+			}
+			info, item.Damaged, err = &Info{Key: key}, true, nil
 		}
 		if err != nil {
 			return false, err

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/durable"
@@ -66,7 +67,7 @@ const (
 
 var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-	errFooter  = errors.New("damaged: the file's footer does not fit it")
+	errFooter  = fmt.Errorf("damaged: the file's footer does not fit it: %w", errdefs.ErrDataLoss)
 )
 
 // encodeFooter returns what follows the data.
@@ -246,13 +247,20 @@ func readMost(body io.Reader, buf []byte) (n int, err error) {
 	return n, err
 }
 
-// appendObject copies what src holds, inside the file system where it can.
+// appendObject copies what src holds, inside the file system where it can, until ctx ends.
 func (d *draft) appendObject(ctx context.Context, src *Object) error {
-	err := src.CopyTo(d.file, 0, src.Size, syncEvery, func() {
-		_ = unix.SyncFileRange(int(d.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-	})
-	d.size += src.Size
-	return errors.Join(err, ctx.Err())
+	for offset := int64(0); offset < src.Size; offset += syncEvery {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(syncEvery, src.Size-offset)
+		if err := src.CopyTo(d.file, offset, n, n, func() {}); err != nil {
+			return err
+		}
+		d.size += n
+		_ = unix.SyncFileRange(int(d.file.Fd()), offset, n, unix.SYNC_FILE_RANGE_WRITE)
+	}
+	return ctx.Err()
 }
 
 // etag is that of an object uploaded in one piece.
