@@ -1348,6 +1348,9 @@ type JobID = string
 // LastEventID defines model for LastEventID.
 type LastEventID = string
 
+// NewestEvents defines model for NewestEvents.
+type NewestEvents = string
+
 // Prefer defines model for Prefer.
 type Prefer = string
 
@@ -1475,6 +1478,9 @@ type UploadOver = Problem
 type FollowEventsParams struct {
 	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// Newest How many of the newest events the stream begins with, up to 256; it counts only without `Last-Event-ID` and `after`
+	Newest *NewestEvents `form:"newest,omitempty" json:"newest,omitempty"`
 
 	// Follow `false` or `0`: end with the newest event that there is
 	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
@@ -1892,6 +1898,19 @@ func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.R
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "newest" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "newest", r.URL.Query(), &params.Newest, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "newest"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "newest", Err: err})
 		}
 		return
 	}

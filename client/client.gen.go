@@ -1352,6 +1352,9 @@ type JobID = string
 // LastEventID defines model for LastEventID.
 type LastEventID = string
 
+// NewestEvents defines model for NewestEvents.
+type NewestEvents = string
+
 // Prefer defines model for Prefer.
 type Prefer = string
 
@@ -1479,6 +1482,9 @@ type UploadOver = Problem
 type FollowEventsParams struct {
 	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// Newest How many of the newest events the stream begins with, up to 256; it counts only without `Last-Event-ID` and `after`
+	Newest *NewestEvents `form:"newest,omitempty" json:"newest,omitempty"`
 
 	// Follow `false` or `0`: end with the newest event that there is
 	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
@@ -1770,8 +1776,8 @@ type ClientInterface interface {
 	// Server-sent events from the durable log: each change of a job, in order, and
 	// none left out. A client that comes back with `Last-Event-ID`, as browsers do by
 	// themselves, goes on after that event, also where the daemon was restarted
-	// meanwhile. Without it, or `after`, the stream begins now. Events without data
-	// only move the id on.
+	// meanwhile. Without it, or `after`, the stream begins now, or with the newest
+	// events where `newest` says so. Events without data only move the id on.
 	//
 	// Corresponds with GET /events (the `FollowEvents` operationId).
 	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2395,8 +2401,8 @@ func (c *Client) GetAPIDocs(ctx context.Context, reqEditors ...RequestEditorFn) 
 // Server-sent events from the durable log: each change of a job, in order, and
 // none left out. A client that comes back with `Last-Event-ID`, as browsers do by
 // themselves, goes on after that event, also where the daemon was restarted
-// meanwhile. Without it, or `after`, the stream begins now. Events without data
-// only move the id on.
+// meanwhile. Without it, or `after`, the stream begins now, or with the newest
+// events where `newest` says so. Events without data only move the id on.
 //
 // Corresponds with GET /events (the `FollowEvents` operationId).
 func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3677,6 +3683,18 @@ func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Re
 		if params.After != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Newest != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "newest", *params.Newest, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -6187,8 +6205,8 @@ type ClientWithResponsesInterface interface {
 	// Server-sent events from the durable log: each change of a job, in order, and
 	// none left out. A client that comes back with `Last-Event-ID`, as browsers do by
 	// themselves, goes on after that event, also where the daemon was restarted
-	// meanwhile. Without it, or `after`, the stream begins now. Events without data
-	// only move the id on.
+	// meanwhile. Without it, or `after`, the stream begins now, or with the newest
+	// events where `newest` says so. Events without data only move the id on.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -9267,8 +9285,8 @@ func (c *ClientWithResponses) GetAPIDocsWithResponse(ctx context.Context, reqEdi
 // Server-sent events from the durable log: each change of a job, in order, and
 // none left out. A client that comes back with `Last-Event-ID`, as browsers do by
 // themselves, goes on after that event, also where the daemon was restarted
-// meanwhile. Without it, or `after`, the stream begins now. Events without data
-// only move the id on.
+// meanwhile. Without it, or `after`, the stream begins now, or with the newest
+// events where `newest` says so. Events without data only move the id on.
 //
 // Returns a wrapper object for the known response body format(s).
 //
