@@ -223,12 +223,13 @@ const last = (minutes) => (minutes < 2 ? "minute" : plural(minutes, "minute"));
 
 export const events = {
   title: "Events",
-  since: (time) => html`since this page was opened, ${time}; newest first`,
+  newest: "newest first, and each new one as it comes",
+  all: html`Events of one job are on its page; <code>shepherd events</code> lists all that are kept.`,
   searchHint: "job, model, sheep or reason",
   kinds: { queued: "was submitted", claimed: "was claimed", started: "started", returned: "went back to the queue", due: "is due", cancel: "is being cancelled", ended: "ended" },
   by: (sheep) => `by ${sheep}`, on: (sheep) => `on ${sheep}`,
   none: "No event matches", nothing: "Nothing has happened yet", other: "Search for something else.",
-  means: html`Each step of a job shows here as it happens. What happened earlier is on the page of each <a href="#/jobs">job</a>; <code>shepherd events</code> lists it for all.`,
+  means: "Each step of a job shows here as it happens.",
 };
 
 export const submit = {
