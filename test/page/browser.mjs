@@ -133,7 +133,6 @@ async function openDaemon() {
       const body = JSON.stringify({ job_id: "while-hidden", model: { name: "report", version: "v4" }, payload: "x", not_before });
       return fetch("/jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     });
-    await tab.locator(".live.stale").waitFor();
     same("rows of it", await tab.locator("tr", { hasText: "while-hidden" }).count(), 0);
     await look(false);
     await tab.locator("tr", { hasText: "while-hidden" }).waitFor();
