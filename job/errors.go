@@ -137,3 +137,8 @@ const (
 type UnknownNode struct{ Name string }
 
 func (e *UnknownNode) Error() string { return fmt.Sprintf("Unknown node `%s`", e.Name) }
+
+// NodeInUse says why a node cannot be forgotten, and what to do.
+type NodeInUse struct{ Problem string }
+
+func (e *NodeInUse) Error() string { return e.Problem }
