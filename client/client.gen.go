@@ -759,7 +759,7 @@ type Job struct {
 	// NotBefore The earliest time at which a sheep may start it: as was asked for, or later where it is to be tried again
 	NotBefore *Time `json:"not_before"`
 
-	// Position Its place in the queue by priority and age, 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
+	// Position Its place in the queue by priority and age, among the jobs for the same sheep and those for any: 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
 	Position *int `json:"position"`
 	Priority int  `json:"priority"`
 

@@ -120,7 +120,7 @@ export const flock = {
   noneWaits: "No job waits",
   submit: html`<a href="#/submit">Submit a job</a> by dropping its files, or <code>POST /jobs</code>.`,
   waitsHere: "Jobs that wait for a sheep show here, with the reason.",
-  position: (n) => `Number ${n} in the queue`,
+  position: (n, sheep) => `Number ${n} in the queue${sheep ? `, of the jobs that ${sheep} may run` : ""}`,
   submitted: (time) => html`submitted ${time}`,
   noPosition: "It has no place yet",
   behind: (n, more) => `and ${count(n)}${more ? " or more" : ""} behind these`,
