@@ -173,7 +173,9 @@ func (s suite) testNewestEvents(t *testing.T) {
 		}
 		return events, next
 	}
-	same := func(a, b job.Event) bool { return a.Cursor == b.Cursor && a.Job == b.Job && a.Kind == b.Kind && (a.Status == nil) == (b.Status == nil) }
+	same := func(a, b job.Event) bool {
+		return a.Cursor == b.Cursor && a.Job == b.Job && a.Kind == b.Kind && (a.Status == nil) == (b.Status == nil)
+	}
 	none, next := newest(ledger.EventFilter{}, 10)
 	if len(none) != 0 {
 		t.Fatalf("of an empty ledger: %+v", none)
