@@ -125,6 +125,27 @@ func (e MessageState) Valid() bool {
 	}
 }
 
+// Defines values for NodeState.
+const (
+	NodeLost    NodeState = "lost"
+	NodeStopped NodeState = "stopped"
+	NodeUp      NodeState = "up"
+)
+
+// Valid indicates whether the value is a known member of the NodeState enum.
+func (e NodeState) Valid() bool {
+	switch e {
+	case NodeLost:
+		return true
+	case NodeStopped:
+		return true
+	case NodeUp:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SheepCondition.
 const (
 	Able    SheepCondition = "able"
@@ -734,7 +755,7 @@ type Job struct {
 	// NotBefore The earliest time at which a sheep may start it: as was asked for, or later where it is to be tried again
 	NotBefore *Time `json:"not_before"`
 
-	// Position Its place in the queue by priority and age, 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
+	// Position Its place in the queue by priority and age, among the jobs for the same sheep and those for any: 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
 	Position *int `json:"position"`
 	Priority int  `json:"priority"`
 
@@ -909,6 +930,52 @@ type ModelList struct {
 	// Unanswered The nodes of a fleet that are up and could not be asked; left out where there is none
 	Unanswered *[]UnansweredNode `json:"unanswered,omitempty"`
 }
+
+// Node defines model for Node.
+type Node struct {
+	// Address At which the other nodes reach it
+	Address *string `json:"address"`
+
+	// Drained It claims no jobs
+	Drained bool `json:"drained"`
+
+	// Jobs Jobs that it holds
+	Jobs     int     `json:"jobs"`
+	JoinedAt *string `json:"joined_at"`
+
+	// Labels By which jobs and models choose nodes
+	Labels map[string]string `json:"labels"`
+
+	// LostAt When the lease of a lost node ended
+	LostAt *string `json:"lost_at"`
+
+	// Name Example: gpu-1
+	Name  string      `json:"name"`
+	Sheep []NodeSheep `json:"sheep"`
+
+	// State Up; stopped by itself; or lost, so that its jobs run elsewhere
+	State NodeState `json:"state"`
+
+	// Version Of its daemon
+	Version *string `json:"version"`
+}
+
+// NodeList defines model for NodeList.
+type NodeList struct {
+	Nodes []Node `json:"nodes"`
+}
+
+// NodeSheep defines model for NodeSheep.
+type NodeSheep struct {
+	Model Model  `json:"model"`
+	Name  string `json:"name"`
+
+	// Type Example: container
+	Type string `json:"type"`
+}
+
+// NodeState Up; stopped by itself; or lost, so that its jobs run elsewhere
+type NodeState string
 
 // OtherDevice defines model for OtherDevice.
 type OtherDevice struct {
@@ -1348,6 +1415,12 @@ type JobID = string
 // LastEventID defines model for LastEventID.
 type LastEventID = string
 
+// NewestEvents defines model for NewestEvents.
+type NewestEvents = string
+
+// NodeName defines model for NodeName.
+type NodeName = string
+
 // Prefer defines model for Prefer.
 type Prefer = string
 
@@ -1401,6 +1474,9 @@ type NoModelApplicationJSON = Error
 
 // NoModelApplicationProblemPlusJSON An error, as in RFC 9457
 type NoModelApplicationProblemPlusJSON = Problem
+
+// NoNode An error, as in RFC 9457
+type NoNode = Problem
 
 // NoSheep An error, as in RFC 9457
 type NoSheep = Problem
@@ -1475,6 +1551,9 @@ type UploadOver = Problem
 type FollowEventsParams struct {
 	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// Newest How many of the newest events the stream begins with, up to 256; it counts only without `Last-Event-ID` and `after`
+	Newest *NewestEvents `form:"newest,omitempty" json:"newest,omitempty"`
 
 	// Follow `false` or `0`: end with the newest event that there is
 	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
@@ -1783,6 +1862,18 @@ type ServerInterface interface {
 	// RemoveModel Remove a model
 	// (DELETE /models/{model})
 	RemoveModel(w http.ResponseWriter, r *http.Request, model string, params RemoveModelParams)
+	// ListNodes The nodes of a fleet
+	// (GET /nodes)
+	ListNodes(w http.ResponseWriter, r *http.Request)
+	// ForgetNode Forget a node that is gone for good
+	// (DELETE /nodes/{node})
+	ForgetNode(w http.ResponseWriter, r *http.Request, node NodeName)
+	// DrainNode Have a node claim no more jobs
+	// (POST /nodes/{node}/drain)
+	DrainNode(w http.ResponseWriter, r *http.Request, node NodeName)
+	// ResumeNode Have a node claim jobs again that was drained
+	// (POST /nodes/{node}/resume)
+	ResumeNode(w http.ResponseWriter, r *http.Request, node NodeName)
 	// GetReadiness Whether the daemon can take and run jobs
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
@@ -1892,6 +1983,19 @@ func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.R
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "newest" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "newest", r.URL.Query(), &params.Newest, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "newest"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "newest", Err: err})
 		}
 		return
 	}
@@ -3116,6 +3220,98 @@ func (siw *ServerInterfaceWrapper) RemoveModel(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// ListNodes operation middleware
+func (siw *ServerInterfaceWrapper) ListNodes(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListNodes(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ForgetNode operation middleware
+func (siw *ServerInterfaceWrapper) ForgetNode(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "node" -------------
+	var node NodeName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "node", mux.Vars(r)["node"], &node, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "node", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ForgetNode(w, r, node)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DrainNode operation middleware
+func (siw *ServerInterfaceWrapper) DrainNode(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "node" -------------
+	var node NodeName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "node", mux.Vars(r)["node"], &node, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "node", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DrainNode(w, r, node)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ResumeNode operation middleware
+func (siw *ServerInterfaceWrapper) ResumeNode(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "node" -------------
+	var node NodeName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "node", mux.Vars(r)["node"], &node, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "node", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ResumeNode(w, r, node)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetReadiness operation middleware
 func (siw *ServerInterfaceWrapper) GetReadiness(w http.ResponseWriter, r *http.Request) {
 
@@ -3828,6 +4024,14 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/sheep", wrapper.ListSheep).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/gpus", wrapper.ListGPUs).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/nodes", wrapper.ListNodes).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/nodes/{node}", wrapper.ForgetNode).Methods(http.MethodDelete)
+
+	r.HandleFunc(options.BaseURL+"/nodes/{node}/drain", wrapper.DrainNode).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/nodes/{node}/resume", wrapper.ResumeNode).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/logs", wrapper.GetSheepLogs).Methods(http.MethodGet)
 

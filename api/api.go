@@ -86,6 +86,8 @@ type Config struct {
 	// returns soon after ctx ends. It returns *job.UnknownNode, and *job.Unavailable for
 	// a node that cannot be asked.
 	GPUs func(ctx context.Context, node string) (job.GPUs, error)
+	// Nodes looks after the nodes that share the ledger; nil where it is not shared.
+	Nodes NodeService
 	// Webhooks sends messages about jobs; nil where none are sent.
 	Webhooks Webhooks
 	// Metrics answers /metrics; by default there are none.

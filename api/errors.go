@@ -26,6 +26,7 @@ const (
 	errStillRunning notice = "The job has not ended yet; wait again"
 	errSlowBody     notice = "The body of the request took too long to come"
 	errNoWebhooks   notice = "This daemon sends no such messages: webhooks is not in its configuration"
+	errNoFleet      notice = "This daemon is no node of a fleet: its ledger is a file that its machine has alone (ledger.url)"
 	errNoRoom       notice = "Too many large requests come at once; try again, or put large inputs into storage and start the job without a payload"
 )
 
@@ -62,6 +63,8 @@ var classes = []class{
 	{name: "unknown-sheep", status: http.StatusNotFound, match: as[noSheep]},
 	{name: "unknown-sheep", status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
 	{name: "unknown-node", status: http.StatusNotFound, match: as[*job.UnknownNode]},
+	{name: "no-fleet", status: http.StatusNotFound, match: is(errNoFleet)},
+	{name: "node-in-use", status: http.StatusConflict, match: as[*job.NodeInUse]},
 	{name: "invalid-request", status: http.StatusBadRequest, match: as[*job.Invalid]},
 	{name: "job-failed", status: http.StatusInternalServerError, inJobAPI: http.StatusConflict, match: as[*job.Failure]}, // the original's answer for the result of a failed job
 	{name: "too-large", status: http.StatusRequestEntityTooLarge, match: tooLarge},

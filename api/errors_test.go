@@ -33,6 +33,8 @@ func TestErrorTable(t *testing.T) {
 		{wrap(&job.UnknownJob{ID: "a"}), 400, "Data for job `a` does not exist", "", false},
 		{wrap(&job.UnknownSheep{Name: "s"}), 400, "Unknown sheep id `s`", "", false},
 		{wrap(&job.UnknownNode{Name: "n"}), 404, "Unknown node `n`", "", false},
+		{wrap(errNoFleet), 404, string(errNoFleet), "", false},
+		{wrap(&job.NodeInUse{Problem: "node n is up"}), 409, "node n is up", "", false},
 		{wrap(&job.Invalid{Field: "f", Problem: "is bad"}), 400, "f: is bad", "", false},
 		{wrap(&job.Failure{Message: "KeyError: 'key'", Traceback: "/srv"}), 500, "KeyError: 'key'", "", false},
 		{wrap(&http.MaxBytesError{Limit: 5}), 413, "The body is larger than 5 bytes, the most that is accepted; put large inputs into storage and start the job without a payload", "", false},

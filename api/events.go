@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/iterait/shepherd/access"
@@ -18,6 +19,10 @@ type EventService interface {
 	// to go on with. Fewer than limit are all there are. It returns job.ErrEventsGone
 	// for a cursor that is too old or not the log's.
 	Events(ctx context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error)
+
+	// NewestEvents returns the last events, at most as many as asked for, in order, of
+	// one tenant or, where that is empty, of all, and the cursor to go on with.
+	NewestEvents(ctx context.Context, tenant string, most int) ([]job.Event, job.Cursor, error)
 
 	// EventsNow is the cursor of the latest event.
 	EventsNow(ctx context.Context) (job.Cursor, error)
@@ -59,14 +64,39 @@ const (
 func (s *eventServer) FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams) {
 	stream := eventStream{eventServer: s, tenant: access.From(r.Context()).Tenant}
 	given, err := stream.begin(params.LastEventID, params.After, params.Follow)
-	if err == nil && !given {
-		stream.at, err = s.service.EventsNow(r.Context())
+	var newest int
+	if err == nil {
+		newest, err = newestWanted(params.Newest)
+	}
+	changed := s.service.EventsChanged() // before the log is read, so that no event falls between
+	var events []job.Event
+	var next job.Cursor
+	switch {
+	case err != nil:
+	case given:
+		events, next, err = stream.read(r.Context())
+	case newest > 0:
+		events, next, err = s.service.NewestEvents(r.Context(), stream.tenant, newest)
+	default:
+		next, err = s.service.EventsNow(r.Context())
 	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	stream.serve(w, r)
+	stream.serve(w, r, events, next, changed)
+}
+
+// newestWanted is the number of the newest events that a stream begins with.
+func newestWanted(given *string) (int, error) {
+	if given == nil || *given == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(*given)
+	if err != nil || n < 0 || n > eventBatch {
+		return 0, &job.Invalid{Field: "newest", Problem: fmt.Sprintf("must be a number from 0 to %d", eventBatch)}
+	}
+	return n, nil
 }
 
 // FollowJob answers GET /jobs/{job_id}/events.
@@ -85,11 +115,16 @@ func (s *eventServer) FollowJob(w http.ResponseWriter, r *http.Request, rawID st
 		status, err = s.service.Job(r.Context(), id)
 		stream.over = status.State.Final()
 	}
+	var events []job.Event
+	var next job.Cursor
+	if err == nil {
+		events, next, err = stream.read(r.Context())
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	stream.serve(w, r)
+	stream.serve(w, r, events, next, nil) // the job's own bell is enough
 }
 
 // eventStream is one client that follows events.
@@ -135,14 +170,14 @@ func (e *eventStream) begin(header, query, follow *string) (given bool, err erro
 	return true, nil
 }
 
-// serve answers with the stream.
-func (e *eventStream) serve(w http.ResponseWriter, r *http.Request) {
-	changed := e.service.EventsChanged()
-	events, next, err := e.service.Events(r.Context(), e.at, e.job, e.tenant, eventBatch) // an error is still an answer of its own
-	if err != nil {
-		e.fail(w, r, err)
-		return
-	}
+// read returns the next events of the log, and where to go on.
+func (e *eventStream) read(ctx context.Context) ([]job.Event, job.Cursor, error) {
+	return e.service.Events(ctx, e.at, e.job, e.tenant, eventBatch)
+}
+
+// serve answers with the stream, which begins with the events and goes on at next once
+// changed is closed.
+func (e *eventStream) serve(w http.ResponseWriter, r *http.Request, events []job.Event, next job.Cursor, changed <-chan struct{}) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if e.at != "" && e.over && len(events) == 0 {
@@ -161,7 +196,7 @@ func (e *eventStream) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	e.told = e.at
-	err = e.follow(r.Context(), events, next, changed)
+	err := e.follow(r.Context(), events, next, changed)
 	switch {
 	case e.to.err != nil || r.Context().Err() != nil: // the client has left, or the daemon is going
 	case err != nil:
@@ -173,9 +208,6 @@ func (e *eventStream) serve(w http.ResponseWriter, r *http.Request) {
 
 // follow sends events until the job has ended, the client leaves or an error.
 func (e *eventStream) follow(ctx context.Context, events []job.Event, next job.Cursor, changed <-chan struct{}) error {
-	if e.watch != nil {
-		changed = nil // the job's own bell is enough
-	}
 	alive := time.NewTicker(keepAlive)
 	defer alive.Stop()
 	progress := time.NewTimer(0)
@@ -186,6 +218,11 @@ func (e *eventStream) follow(ctx context.Context, events []job.Event, next job.C
 		}
 		more := len(events) == eventBatch
 		e.at, events = next, nil
+		if e.told == "" && e.job == "" { // who is cut off before the first event comes back to here
+			if err := e.tellPlace(); err != nil {
+				return err
+			}
+		}
 		if !more {
 			if e.over || e.once {
 				return nil
@@ -215,7 +252,7 @@ func (e *eventStream) follow(ctx context.Context, events []job.Event, next job.C
 			changed = e.service.EventsChanged()
 		}
 		var err error
-		if events, next, err = e.service.Events(ctx, e.at, e.job, e.tenant, eventBatch); err != nil {
+		if events, next, err = e.read(ctx); err != nil {
 			return err
 		}
 	}
@@ -253,15 +290,23 @@ func (e *eventStream) write(id string, event Event) error {
 // sendAlive shows that the stream lives, and how far the client has come: events of
 // other jobs may have been skipped, and events are deleted after a time.
 func (e *eventStream) sendAlive() error {
-	text := ": alive\n\n"
+	var err error
 	if e.at != e.told {
-		text = "id: " + string(e.at) + "\n\n"
-		e.told = e.at
+		err = e.tellPlace()
+	} else {
+		_, err = io.WriteString(e.to, ": alive\n\n")
 	}
-	if _, err := io.WriteString(e.to, text); err != nil {
+	if err != nil {
 		return err
 	}
 	return e.to.control.Flush()
+}
+
+// tellPlace tells how far the client has come, without an event.
+func (e *eventStream) tellPlace() error {
+	e.told = e.at
+	_, err := io.WriteString(e.to, "id: "+string(e.at)+"\n\n")
+	return err
 }
 
 // sendProgress tells how far the job's runner is, where that is new.

@@ -176,6 +176,77 @@ func TestEventsUntilNow(t *testing.T) {
 	})
 }
 
+// TestNewestEvents begins streams with the newest events: each goes on from there, and
+// where the client says what it has, with that.
+func TestNewestEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := newFake()
+		config := Config{Service: service}
+		asAdmin(&config)
+		handler := New(config)
+		service.add("mine", job.Queued).tenant = "wool"
+		service.add("theirs", job.Queued).tenant = "meat"
+		for range 3 {
+			service.happens(job.Event{Job: "mine", Kind: job.EventDue})
+			service.happens(job.Event{Job: "theirs", Kind: job.EventDue})
+		}
+		reader, wool := []string{"Authorization", "Bearer reader-token"}, []string{"Authorization", "Bearer wool-token"}
+		follows := map[string]struct {
+			f    *follower
+			want string
+		}{
+			"newest":  {follow(t, handler, "/events?newest=2", reader...), "5 due mine; 6 due theirs; 7 queued mine"},
+			"all":     {follow(t, handler, "/events?newest=256", wool...), "1 due mine; 3 due mine; 5 due mine; 7 queued mine"},
+			"none":    {follow(t, handler, "/events?newest=0", reader...), "7 queued mine"},
+			"resumed": {follow(t, handler, "/events?newest=2", append(reader, "Last-Event-ID", "3")...), "4 due theirs; 5 due mine; 6 due theirs; 7 queued mine"},
+			"after":   {follow(t, handler, "/events?newest=2&after=5", reader...), "6 due theirs; 7 queued mine"},
+		}
+		service.happens(job.Event{Job: "mine", Kind: job.EventQueued})
+		for name, one := range follows {
+			events, last := readEvents(t, one.f.got())
+			if told(events) != one.want || last != "7" {
+				t.Errorf("%s: %s, and the last id %s; want %s", name, told(events), last, one.want)
+			}
+			one.f.stop()
+		}
+		once := follow(t, handler, "/events?newest=1&follow=false", reader...)
+		<-once.left
+		if events, _ := readEvents(t, once.got()); told(events) != "7 queued mine" {
+			t.Errorf("once: %s", told(events))
+		}
+		for _, wrong := range []string{"-1", "257", "many"} {
+			if w := send(t, handler, "GET", "/events?newest="+wrong, "", reader...); w.Code != 400 || !strings.Contains(w.Body.String(), "newest: must be a number from 0 to 256") {
+				t.Errorf("%s: %d %s", wrong, w.Code, w.Body)
+			}
+		}
+	})
+}
+
+// TestCutOffBeforeTheFirstEvent: a client that was cut off before anything happened knows
+// where it was.
+func TestCutOffBeforeTheFirstEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := newFake()
+		service.add("a", job.Queued)
+		for range 3 {
+			service.happens(job.Event{Job: "a", Kind: job.EventDue})
+		}
+		handler := New(Config{Service: service})
+		f := follow(t, handler, "/events")
+		events, last := readEvents(t, f.got())
+		f.stop()
+		if len(events) != 0 || last != "3" {
+			t.Fatalf("%s, and the last id is %q", told(events), last)
+		}
+		service.happens(job.Event{Job: "a", Kind: job.EventQueued}) // while it is away
+		f = follow(t, handler, "/events", "Last-Event-ID", last)
+		if events, _ := readEvents(t, f.got()); told(events) != "4 queued a" {
+			t.Errorf("who comes back is told %s", told(events))
+		}
+		f.stop()
+	})
+}
+
 // TestStreamsStayAlive looks at streams while nothing happens to what they follow:
 // each goes on from where it was, though events of others were passed over.
 func TestStreamsStayAlive(t *testing.T) {

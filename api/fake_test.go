@@ -546,6 +546,20 @@ func (f *fake) Events(_ context.Context, after job.Cursor, id job.ID, tenant str
 	return events, job.Cursor(strconv.Itoa(at)), nil
 }
 
+func (f *fake) NewestEvents(_ context.Context, tenant string, most int) ([]job.Event, job.Cursor, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reads.Add(1)
+	var events []job.Event
+	for _, e := range f.log[f.pruned:] {
+		if tenant == "" || e.Tenant == tenant {
+			events = append(events, e)
+		}
+	}
+	return events[max(0, len(events)-most):], job.Cursor(strconv.Itoa(len(f.log))), f.down
+}
+
 func (f *fake) EventsNow(context.Context) (job.Cursor, error) {
 	f.boom()
 	f.mu.Lock()

@@ -123,11 +123,11 @@ func TestStartJobBodiesThatAreRefused(t *testing.T) {
 		{`{"deadline":"2099-01-01T00:00:00Z","not_before":"2099-01-01T01:00:00+01:00",` + ok + `}`, "deadline: must be later than not_before"},
 		{`{"timeout":1}`, "timeout: this field is not known"},
 
-		{`{"job_id":"","model":{"name":"m","version":"v"}}`, "job_id: a job id cannot be empty"},
-		{`{"job_id":"a/b","model":{"name":"m","version":"v"}}`, "job_id: job id \"a/b\" has '/' at position 2; an id is made of letters, digits, '.', '_' and '-' and begins with a letter or digit"},
-		{`{"job_id":"a","model":{"name":"","version":"v"}}`, "model.name: model name is empty"},
-		{`{"job_id":"a","model":{"name":"../outside","version":"v"}}`, `model.name: model name "../outside" is not a relative path without empty, "." and ".." elements`},
-		{`{"job_id":"a","model":{"name":"m","version":"../v"}}`, `model.version: model version "../v" is not a relative path without empty, "." and ".." elements`},
+		{`{"job_id":"","model":{"name":"m","version":"v"}}`, "job_id: is empty"},
+		{`{"job_id":"a/b","model":{"name":"m","version":"v"}}`, "job_id: \"a/b\" has '/' at position 2; an id is made of letters, digits, '.', '_' and '-' and begins with a letter or digit"},
+		{`{"job_id":"a","model":{"name":"","version":"v"}}`, "model.name: is empty"},
+		{`{"job_id":"a","model":{"name":"../outside","version":"v"}}`, `model.name: "../outside" is not a relative path without empty, "." and ".." elements`},
+		{`{"job_id":"a","model":{"name":"m","version":"../v"}}`, `model.version: "../v" is not a relative path without empty, "." and ".." elements`},
 	} {
 		_, err := decodeStartJob([]byte(test.body))
 		var invalid *job.Invalid

@@ -32,6 +32,7 @@ type handlers struct {
 	*sheepServer
 	*modelServer
 	*gpuServer
+	*nodeServer
 	*webhookServer
 	*sessionServer
 	*daemonServer
@@ -62,6 +63,7 @@ func newHandlers(c Config, a answers, gate *gatekeeper) handlers {
 		sheepServer:   &sheepServer{answers: a, bodyLimits: bodies, service: c.Service},
 		modelServer:   &modelServer{answers: a, bodyLimits: bodies, service: c.Service},
 		gpuServer:     &gpuServer{answers: a, gpus: c.GPUs},
+		nodeServer:    &nodeServer{answers: a, nodes: c.Nodes},
 		webhookServer: &webhookServer{answers: a, webhooks: c.Webhooks},
 		sessionServer: &sessionServer{gatekeeper: gate, bodyLimits: bodies},
 		daemonServer:  &daemonServer{answers: a, readiness: &readiness{check: c.Service.Checks}, version: Version{Version: c.Version, Commit: c.Commit}, metrics: c.Metrics},

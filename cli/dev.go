@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/access"
@@ -21,6 +22,7 @@ import (
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -79,6 +81,9 @@ func devCommand(b Build) *cobra.Command {
 
 // trialModel is the name that jobs have for the model of a directory.
 const trialModel = "model"
+
+// registryWait bounds how long the registry may take to answer at all.
+const registryWait = 10 * time.Second
 
 // stopWait bounds how long the daemon of a trial may take to stop.
 const stopWait = "1s"
@@ -184,8 +189,10 @@ func (r rewriter) Write(p []byte) (int, error) {
 }
 
 // check looks for what would keep the daemon or every job from starting: mistakes in the
-// configuration, which are the flags', and a containerd that does not answer.
-func (t *trial) check(ctx context.Context, file string, words *strings.Replacer) error {
+// configuration, which are the flags', a containerd that does not answer, and a registry that
+// does not where the image is not here. Who waits is told what for; a daemon asks a registry
+// for much longer, in case it is only being restarted.
+func (t *trial) check(ctx context.Context, file string, model job.Model, words *strings.Replacer, to io.Writer) error {
 	cfg, err := daemon.LoadConfig(file)
 	var problems config.Problems
 	if errors.As(err, &problems) {
@@ -199,7 +206,22 @@ func (t *trial) check(ctx context.Context, file string, words *strings.Replacer)
 	if err != nil {
 		return errors.New(words.Replace(err.Error()))
 	}
-	return c.Close()
+	defer c.Close()
+	registry := daemon.RegistryOf(cfg)
+	reference, err := registry.Reference(model)
+	if err != nil {
+		return &usageError{fmt.Errorf("%s names no image: %w", t.model, err)}
+	}
+	if _, err := c.ImageService().Get(ctx, reference); err == nil {
+		return nil // it may be used although its registry is away
+	}
+	fmt.Fprintf(to, "Asking the registry for %s\n", reference)
+	ctx, stop := context.WithTimeoutCause(ctx, registryWait, fmt.Errorf("it has not answered within %s; check its name, and whether it is up", job.FormatDuration(registryWait)))
+	defer stop()
+	if err := registry.Ping(ctx); errdefs.IsUnavailable(err) || err != nil && ctx.Err() != nil {
+		return errors.New(words.Replace(errtext.Of(err)))
+	}
+	return nil // what else it says is about itself; of the image the pull will hear
 }
 
 // prepare writes the daemon's configuration below a directory, and puts the model of a
@@ -251,7 +273,7 @@ func (t *trial) run(ctx context.Context, cmd *cobra.Command) (err error) {
 		return err
 	}
 	words := t.wording(dir)
-	if err := t.check(ctx, file, words); err != nil {
+	if err := t.check(ctx, file, model, words, cmd.ErrOrStderr()); err != nil {
 		return err
 	}
 	logTo := cmd.ErrOrStderr()

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/internal/testenv"
 )
 
 // TestDevConfigurations reads the configurations of trials as the daemon does.
@@ -134,5 +136,25 @@ func TestDevCannotStart(t *testing.T) {
 	}
 	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
 		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+// TestDevRegistryAway names a registry that does not answer: who waits is told what for, and
+// why there is nothing.
+func TestDevRegistryAway(t *testing.T) {
+	containerd := testenv.StartContainerd(t)
+	reference := fmt.Sprintf("127.0.0.1:%d/m:v1", testenv.FreePort(t))
+	root := newRoot("shepherd", Build{})
+	var said strings.Builder
+	root.SetOut(&said)
+	root.SetErr(&said)
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetArgs([]string{"dev", reference, "--containerd", containerd.Address})
+	err := root.ExecuteContext(t.Context())
+	if remote.ExitCode(err) != remote.ExitFailure || !strings.Contains(err.Error(), "cannot be reached") || !strings.Contains(err.Error(), "check its name, and whether it is up") {
+		t.Errorf("it ends with %v", err)
+	}
+	if said.String() != "Asking the registry for "+reference+"\n" {
+		t.Errorf("it says %q", said.String())
 	}
 }

@@ -28,7 +28,6 @@ import (
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/gpu"
-	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/internal/doctor"
 	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/internal/libexec"
@@ -175,11 +174,7 @@ func checksOf(cfg *config.Config) []doctor.Check {
 		list = append(list, doctor.Probe{Title: "storage", Success: storageName(cfg) + " answers and lets us in", Next: "check storage.url, and whether storage is up", Ask: func(ctx context.Context) error { return pingStorage(ctx, cfg) }})
 	}
 	if r := cfg.Registry; r != nil {
-		registry := image.Registry{
-			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
-			DockerConfig: r.DockerConfig, CAFile: r.CAFile, HostsDir: r.HostsDir,
-		}
-		list = append(list, doctor.Probe{Title: "registry", Success: r.URL + " answers and lets us in", Next: "check registry.url, and whether the registry is up", Ask: registry.Ping})
+		list = append(list, doctor.Probe{Title: "registry", Success: r.URL + " answers and lets us in", Next: "check registry.url, and whether the registry is up", Ask: daemon.RegistryOf(cfg).Ping})
 	}
 	list = append(list, webhookChecks(cfg)...)
 	if unit := filepath.Base(cfg.StateDir); filepath.Dir(cfg.StateDir) == "/var/lib" && (unit == "shepherd" || strings.HasPrefix(unit, "shepherd-")) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/postgres"
@@ -93,7 +94,7 @@ func TestNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	lists(`a +stopped, drained +1 +v1 +http://a:5000 +gpu=a100,region=eu +s1, s2`, `b +up +0 .*`)
-	var shown []node
+	var shown []remote.Node
 	if said, err := call("nodes", "ls", "-o", "json", "-c", p.config); err != nil || json.Unmarshal([]byte(said), &shown) != nil || len(shown) != 2 || shown[0].State != "stopped" || !shown[0].Drained || shown[0].Jobs != 1 || len(shown[0].Sheep) != 2 || shown[1].State != "up" {
 		t.Errorf("as JSON: %s, %v", said, err)
 	}
@@ -118,8 +119,7 @@ func TestNodes(t *testing.T) {
 		if _, err := call("nodes", command, "none", "-c", p.config); !errdefs.IsNotFound(err) {
 			t.Errorf("%s of no node: %v", command, err)
 		}
-		var usage *usageError
-		if _, err := call("nodes", command); !errors.As(err, &usage) {
+		if _, err := call("nodes", command); remote.ExitCode(err) != exitUsage {
 			t.Errorf("%s: %v", command, err)
 		}
 	}

@@ -154,7 +154,7 @@ func newRoot(name string, b Build) *cobra.Command {
 		generateCommand(),
 		initCommand(),
 		ledgerCommand(),
-		nodesCommand(),
+		nodesCommand(target),
 		recoverCommand(),
 		reloadCommand(target),
 		sandboxCommand(),

@@ -129,6 +129,27 @@ func (e MessageState) Valid() bool {
 	}
 }
 
+// Defines values for NodeState.
+const (
+	NodeLost    NodeState = "lost"
+	NodeStopped NodeState = "stopped"
+	NodeUp      NodeState = "up"
+)
+
+// Valid indicates whether the value is a known member of the NodeState enum.
+func (e NodeState) Valid() bool {
+	switch e {
+	case NodeLost:
+		return true
+	case NodeStopped:
+		return true
+	case NodeUp:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SheepCondition.
 const (
 	Able    SheepCondition = "able"
@@ -738,7 +759,7 @@ type Job struct {
 	// NotBefore The earliest time at which a sheep may start it: as was asked for, or later where it is to be tried again
 	NotBefore *Time `json:"not_before"`
 
-	// Position Its place in the queue by priority and age, 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
+	// Position Its place in the queue by priority and age, among the jobs for the same sheep and those for any: 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
 	Position *int `json:"position"`
 	Priority int  `json:"priority"`
 
@@ -913,6 +934,52 @@ type ModelList struct {
 	// Unanswered The nodes of a fleet that are up and could not be asked; left out where there is none
 	Unanswered *[]UnansweredNode `json:"unanswered,omitempty"`
 }
+
+// Node defines model for Node.
+type Node struct {
+	// Address At which the other nodes reach it
+	Address *string `json:"address"`
+
+	// Drained It claims no jobs
+	Drained bool `json:"drained"`
+
+	// Jobs Jobs that it holds
+	Jobs     int     `json:"jobs"`
+	JoinedAt *string `json:"joined_at"`
+
+	// Labels By which jobs and models choose nodes
+	Labels map[string]string `json:"labels"`
+
+	// LostAt When the lease of a lost node ended
+	LostAt *string `json:"lost_at"`
+
+	// Name Example: gpu-1
+	Name  string      `json:"name"`
+	Sheep []NodeSheep `json:"sheep"`
+
+	// State Up; stopped by itself; or lost, so that its jobs run elsewhere
+	State NodeState `json:"state"`
+
+	// Version Of its daemon
+	Version *string `json:"version"`
+}
+
+// NodeList defines model for NodeList.
+type NodeList struct {
+	Nodes []Node `json:"nodes"`
+}
+
+// NodeSheep defines model for NodeSheep.
+type NodeSheep struct {
+	Model Model  `json:"model"`
+	Name  string `json:"name"`
+
+	// Type Example: container
+	Type string `json:"type"`
+}
+
+// NodeState Up; stopped by itself; or lost, so that its jobs run elsewhere
+type NodeState string
 
 // OtherDevice defines model for OtherDevice.
 type OtherDevice struct {
@@ -1352,6 +1419,12 @@ type JobID = string
 // LastEventID defines model for LastEventID.
 type LastEventID = string
 
+// NewestEvents defines model for NewestEvents.
+type NewestEvents = string
+
+// NodeName defines model for NodeName.
+type NodeName = string
+
 // Prefer defines model for Prefer.
 type Prefer = string
 
@@ -1405,6 +1478,9 @@ type NoModelApplicationJSON = Error
 
 // NoModelApplicationProblemPlusJSON An error, as in RFC 9457
 type NoModelApplicationProblemPlusJSON = Problem
+
+// NoNode An error, as in RFC 9457
+type NoNode = Problem
 
 // NoSheep An error, as in RFC 9457
 type NoSheep = Problem
@@ -1479,6 +1555,9 @@ type UploadOver = Problem
 type FollowEventsParams struct {
 	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// Newest How many of the newest events the stream begins with, up to 256; it counts only without `Last-Event-ID` and `after`
+	Newest *NewestEvents `form:"newest,omitempty" json:"newest,omitempty"`
 
 	// Follow `false` or `0`: end with the newest event that there is
 	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
@@ -1770,8 +1849,8 @@ type ClientInterface interface {
 	// Server-sent events from the durable log: each change of a job, in order, and
 	// none left out. A client that comes back with `Last-Event-ID`, as browsers do by
 	// themselves, goes on after that event, also where the daemon was restarted
-	// meanwhile. Without it, or `after`, the stream begins now. Events without data
-	// only move the id on.
+	// meanwhile. Without it, or `after`, the stream begins now, or with the newest
+	// events where `newest` says so. Events without data only move the id on.
 	//
 	// Corresponds with GET /events (the `FollowEvents` operationId).
 	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2120,6 +2199,37 @@ type ClientInterface interface {
 	// Corresponds with DELETE /models/{model} (the `RemoveModel` operationId).
 	RemoveModel(ctx context.Context, model string, params *RemoveModelParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListNodes The nodes of a fleet
+	//
+	// The nodes whose daemons share the ledger, those that are not up included until
+	// they are forgotten.
+	//
+	// Corresponds with GET /nodes (the `ListNodes` operationId).
+	ListNodes(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ForgetNode Forget a node that is gone for good
+	//
+	// Removes a node that is not up. Jobs that it holds are taken by the others before,
+	// for which the answer waits up to ten seconds. A node that was forgotten may join
+	// again.
+	//
+	// Corresponds with DELETE /nodes/{node} (the `ForgetNode` operationId).
+	ForgetNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DrainNode Have a node claim no more jobs
+	//
+	// The node claims no more jobs, also after a restart. It finishes those that it has,
+	// and accepts jobs for the other nodes. Answers at once; `GET /nodes` shows when the
+	// node has none.
+	//
+	// Corresponds with POST /nodes/{node}/drain (the `DrainNode` operationId).
+	DrainNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResumeNode Have a node claim jobs again that was drained
+	//
+	// Corresponds with POST /nodes/{node}/resume (the `ResumeNode` operationId).
+	ResumeNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetReadiness Whether the daemon can take and run jobs
 	//
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
@@ -2395,8 +2505,8 @@ func (c *Client) GetAPIDocs(ctx context.Context, reqEditors ...RequestEditorFn) 
 // Server-sent events from the durable log: each change of a job, in order, and
 // none left out. A client that comes back with `Last-Event-ID`, as browsers do by
 // themselves, goes on after that event, also where the daemon was restarted
-// meanwhile. Without it, or `after`, the stream begins now. Events without data
-// only move the id on.
+// meanwhile. Without it, or `after`, the stream begins now, or with the newest
+// events where `newest` says so. Events without data only move the id on.
 //
 // Corresponds with GET /events (the `FollowEvents` operationId).
 func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3095,6 +3205,77 @@ func (c *Client) RemoveModel(ctx context.Context, model string, params *RemoveMo
 	return c.Client.Do(req)
 }
 
+// ListNodes The nodes of a fleet
+//
+// The nodes whose daemons share the ledger, those that are not up included until
+// they are forgotten.
+//
+// Corresponds with GET /nodes (the `ListNodes` operationId).
+func (c *Client) ListNodes(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListNodesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ForgetNode Forget a node that is gone for good
+//
+// Removes a node that is not up. Jobs that it holds are taken by the others before,
+// for which the answer waits up to ten seconds. A node that was forgotten may join
+// again.
+//
+// Corresponds with DELETE /nodes/{node} (the `ForgetNode` operationId).
+func (c *Client) ForgetNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewForgetNodeRequest(c.Server, node)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DrainNode Have a node claim no more jobs
+//
+// The node claims no more jobs, also after a restart. It finishes those that it has,
+// and accepts jobs for the other nodes. Answers at once; `GET /nodes` shows when the
+// node has none.
+//
+// Corresponds with POST /nodes/{node}/drain (the `DrainNode` operationId).
+func (c *Client) DrainNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDrainNodeRequest(c.Server, node)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResumeNode Have a node claim jobs again that was drained
+//
+// Corresponds with POST /nodes/{node}/resume (the `ResumeNode` operationId).
+func (c *Client) ResumeNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResumeNodeRequest(c.Server, node)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetReadiness Whether the daemon can take and run jobs
 //
 // Corresponds with GET /readyz (the `GetReadiness` operationId).
@@ -3677,6 +3858,18 @@ func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Re
 		if params.After != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Newest != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "newest", *params.Newest, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -5268,6 +5461,135 @@ func NewRemoveModelRequest(server string, model string, params *RemoveModelParam
 	return req, nil
 }
 
+// NewListNodesRequest constructs an http.Request for the ListNodes method
+func NewListNodesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/nodes")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewForgetNodeRequest constructs an http.Request for the ForgetNode method
+func NewForgetNodeRequest(server string, node NodeName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "node", node, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/nodes/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDrainNodeRequest constructs an http.Request for the DrainNode method
+func NewDrainNodeRequest(server string, node NodeName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "node", node, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/nodes/%s/drain", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewResumeNodeRequest constructs an http.Request for the ResumeNode method
+func NewResumeNodeRequest(server string, node NodeName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "node", node, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/nodes/%s/resume", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetReadinessRequest constructs an http.Request for the GetReadiness method
 func NewGetReadinessRequest(server string) (*http.Request, error) {
 	var err error
@@ -6187,8 +6509,8 @@ type ClientWithResponsesInterface interface {
 	// Server-sent events from the durable log: each change of a job, in order, and
 	// none left out. A client that comes back with `Last-Event-ID`, as browsers do by
 	// themselves, goes on after that event, also where the daemon was restarted
-	// meanwhile. Without it, or `after`, the stream begins now. Events without data
-	// only move the id on.
+	// meanwhile. Without it, or `after`, the stream begins now, or with the newest
+	// events where `newest` says so. Events without data only move the id on.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6594,6 +6916,45 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with DELETE /models/{model} (the `RemoveModel` operationId).
 	RemoveModelWithResponse(ctx context.Context, model string, params *RemoveModelParams, reqEditors ...RequestEditorFn) (*RemoveModelResponse, error)
+
+	// ListNodesWithResponse The nodes of a fleet
+	//
+	// The nodes whose daemons share the ledger, those that are not up included until
+	// they are forgotten.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /nodes (the `ListNodes` operationId).
+	ListNodesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListNodesResponse, error)
+
+	// ForgetNodeWithResponse Forget a node that is gone for good
+	//
+	// Removes a node that is not up. Jobs that it holds are taken by the others before,
+	// for which the answer waits up to ten seconds. A node that was forgotten may join
+	// again.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /nodes/{node} (the `ForgetNode` operationId).
+	ForgetNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*ForgetNodeResponse, error)
+
+	// DrainNodeWithResponse Have a node claim no more jobs
+	//
+	// The node claims no more jobs, also after a restart. It finishes those that it has,
+	// and accepts jobs for the other nodes. Answers at once; `GET /nodes` shows when the
+	// node has none.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /nodes/{node}/drain (the `DrainNode` operationId).
+	DrainNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*DrainNodeResponse, error)
+
+	// ResumeNodeWithResponse Have a node claim jobs again that was drained
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /nodes/{node}/resume (the `ResumeNode` operationId).
+	ResumeNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*ResumeNodeResponse, error)
 
 	// GetReadinessWithResponse Whether the daemon can take and run jobs
 	//
@@ -8340,6 +8701,170 @@ func (r RemoveModelResponse) ContentType() string {
 	return ""
 }
 
+type ListNodesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *NodeList
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListNodesResponse) GetJSON200() *NodeList {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r ListNodesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListNodesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListNodesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListNodesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ForgetNodeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ForgetNodeResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r ForgetNodeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ForgetNodeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ForgetNodeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ForgetNodeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DrainNodeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DrainNodeResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r DrainNodeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DrainNodeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DrainNodeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DrainNodeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ResumeNodeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ResumeNodeResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r ResumeNodeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ResumeNodeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ResumeNodeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ResumeNodeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetReadinessResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -9267,8 +9792,8 @@ func (c *ClientWithResponses) GetAPIDocsWithResponse(ctx context.Context, reqEdi
 // Server-sent events from the durable log: each change of a job, in order, and
 // none left out. A client that comes back with `Last-Event-ID`, as browsers do by
 // themselves, goes on after that event, also where the daemon was restarted
-// meanwhile. Without it, or `after`, the stream begins now. Events without data
-// only move the id on.
+// meanwhile. Without it, or `after`, the stream begins now, or with the newest
+// events where `newest` says so. Events without data only move the id on.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9883,6 +10408,69 @@ func (c *ClientWithResponses) RemoveModelWithResponse(ctx context.Context, model
 		return nil, err
 	}
 	return ParseRemoveModelResponse(rsp)
+}
+
+// ListNodesWithResponse The nodes of a fleet
+//
+// The nodes whose daemons share the ledger, those that are not up included until
+// they are forgotten.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /nodes (the `ListNodes` operationId).
+func (c *ClientWithResponses) ListNodesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListNodesResponse, error) {
+	rsp, err := c.ListNodes(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListNodesResponse(rsp)
+}
+
+// ForgetNodeWithResponse Forget a node that is gone for good
+//
+// Removes a node that is not up. Jobs that it holds are taken by the others before,
+// for which the answer waits up to ten seconds. A node that was forgotten may join
+// again.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /nodes/{node} (the `ForgetNode` operationId).
+func (c *ClientWithResponses) ForgetNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*ForgetNodeResponse, error) {
+	rsp, err := c.ForgetNode(ctx, node, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseForgetNodeResponse(rsp)
+}
+
+// DrainNodeWithResponse Have a node claim no more jobs
+//
+// The node claims no more jobs, also after a restart. It finishes those that it has,
+// and accepts jobs for the other nodes. Answers at once; `GET /nodes` shows when the
+// node has none.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /nodes/{node}/drain (the `DrainNode` operationId).
+func (c *ClientWithResponses) DrainNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*DrainNodeResponse, error) {
+	rsp, err := c.DrainNode(ctx, node, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDrainNodeResponse(rsp)
+}
+
+// ResumeNodeWithResponse Have a node claim jobs again that was drained
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /nodes/{node}/resume (the `ResumeNode` operationId).
+func (c *ClientWithResponses) ResumeNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*ResumeNodeResponse, error) {
+	rsp, err := c.ResumeNode(ctx, node, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResumeNodeResponse(rsp)
 }
 
 // GetReadinessWithResponse Whether the daemon can take and run jobs
@@ -11459,6 +12047,110 @@ func ParseRemoveModelResponse(rsp *http.Response) (*RemoveModelResponse, error) 
 	}
 
 	response := &RemoveModelResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListNodesResponse parses an HTTP response from a ListNodesWithResponse call
+func ParseListNodesResponse(rsp *http.Response) (*ListNodesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListNodesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest NodeList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseForgetNodeResponse parses an HTTP response from a ForgetNodeWithResponse call
+func ParseForgetNodeResponse(rsp *http.Response) (*ForgetNodeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ForgetNodeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDrainNodeResponse parses an HTTP response from a DrainNodeWithResponse call
+func ParseDrainNodeResponse(rsp *http.Response) (*DrainNodeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DrainNodeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseResumeNodeResponse parses an HTTP response from a ResumeNodeWithResponse call
+func ParseResumeNodeResponse(rsp *http.Response) (*ResumeNodeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ResumeNodeResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}

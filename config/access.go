@@ -186,7 +186,7 @@ func checkTrustedProxies(r *report, t *TrustedProxies) {
 		problem := ""
 		switch {
 		case u.Name == "":
-			problem = "required key is missing or has no value; expected a user's name as the proxy gives it"
+			problem = requiredKey + " or has no value; expected a user's name as the proxy gives it"
 		case names[u.Name]:
 			problem = "is the name of another user, too"
 		}
@@ -213,7 +213,7 @@ func checkTokens(r *report, tokens []Token) {
 		wrong("tenant", tenantProblem(t.Tenant, t.Scopes))
 		switch {
 		case t.Hash == "" && t.TokenFile == "":
-			wrong("hash", "required key is missing or has no value; expected the hash of the token, as `shepherdd token new` prints, or token_file")
+			wrong("hash", requiredKey+" or has no value; expected the hash of the token, as `shepherdd token new` prints, or token_file")
 		case t.Hash != "" && t.TokenFile != "":
 			wrong("token_file", "is there beside hash; remove one of them")
 		case t.TokenFile != "" && !filepath.IsAbs(t.TokenFile):
@@ -259,7 +259,7 @@ func checkTLS(r *report, t *TLS) {
 		problem := ""
 		switch {
 		case c.Name == "":
-			problem = "required key is missing or has no value; expected a name of the certificate"
+			problem = requiredKey + " or has no value; expected a name of the certificate"
 		case names[c.Name]:
 			problem = "is that of another client, too"
 		}
@@ -276,7 +276,7 @@ func nameProblem(what, name string, taken map[string]bool) string {
 	defer func() { taken[name] = true }()
 	switch {
 	case name == "":
-		return "required key is missing or has no value; expected a name for the " + what
+		return requiredKey + " or has no value; expected a name for the " + what
 	case !nodeName.MatchString(name) || len(name) > 63:
 		return "expected a name: 1 to 63 of A-Z, a-z, 0-9, _, . and -, a letter or digit first"
 	case taken[name]:

@@ -214,7 +214,11 @@ func decodeStruct(n *node, path string, v reflect.Value) Problems {
 				ps = append(ps, at(where, below(path, e.key), "unknown key; write %s", instead))
 				continue
 			}
-			ps = append(ps, at(where, below(path, e.key), "unknown key; %s", suggest(e.key, known)))
+			unknown := at(where, below(path, e.key), "unknown key; %s", suggest(e.key, known))
+			if meant := nearest(e.key, known); meant != "" {
+				unknown.meant = below(path, meant)
+			}
+			ps = append(ps, unknown)
 		case e.value.kind != null:
 			ps = append(ps, decode(e.value, below(path, e.key), field)...)
 		}

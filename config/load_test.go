@@ -98,7 +98,7 @@ func TestEndpoint(t *testing.T) {
 }
 
 func TestProblemsAreErrors(t *testing.T) {
-	file := write(t, "data_root: /data\nsheeep: {}\n")
+	file := write(t, "data_root: /data\nnonsense: {}\n")
 	_, err := Loader{}.Load(file)
 	var ps Problems
 	if !errors.As(err, &ps) || len(ps) != 2 {
@@ -108,7 +108,7 @@ func TestProblemsAreErrors(t *testing.T) {
 	if !errors.As(err, &p) || !errdefs.IsInvalidArgument(err) {
 		t.Errorf("%v is not of class invalid argument", err)
 	}
-	want := Problem{File: file, Line: 2, Column: 1, Path: "sheeep"}
+	want := Problem{File: file, Line: 2, Column: 1, Path: "nonsense"}
 	got := *ps[1]
 	got.Text = ""
 	if got != want {

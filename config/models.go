@@ -28,7 +28,7 @@ func checkModels(r *report, m *Models) {
 	for i, n := range m.Nodes {
 		if item := r.modelPattern("models.nodes", i, n.Model); item != nil {
 			if len(n.Labels) == 0 {
-				r.within(r.at("models.nodes"), i, "models.nodes", "labels", "required key is missing or is empty; expected a list of KEY=VALUE")
+				r.within(r.at("models.nodes"), i, "models.nodes", "labels", requiredKey+" or is empty; expected a list of KEY=VALUE")
 			}
 			r.labels(item.get("labels"), fmt.Sprintf("models.nodes[%d].labels", i), n.Labels)
 		}
@@ -41,7 +41,7 @@ func checkModels(r *report, m *Models) {
 		within := func(key, problem string) { r.within(list, i, "models.contracts", key, problem) }
 		switch {
 		case c.Contract == "" && c.Command == nil && c.Args == nil:
-			within("contract", "required key is missing, as are command and args; expected zeromq, command, warm or cog")
+			within("contract", requiredKey+", as are command and args; expected zeromq, command, warm or cog")
 		case c.Contract != "" && !slices.Contains([]string{"zeromq", "command", "warm", "cog"}, c.Contract):
 			within("contract", fmt.Sprintf("%q is none of zeromq, command, warm and cog", c.Contract))
 		}
@@ -60,7 +60,7 @@ func (r *report) modelPattern(path string, i int, model string) *node {
 	}
 	switch rule, err := job.ParseRule(model); {
 	case model == "":
-		r.within(list, i, path, "model", "required key is missing or has no value; expected NAME or NAME:VERSION, with * for any characters")
+		r.within(list, i, path, "model", requiredKey+" or has no value; expected NAME or NAME:VERSION, with * for any characters")
 	case err != nil:
 		r.within(list, i, path, "model", err.Error())
 	case rule.Digest != "":

@@ -15,6 +15,15 @@ func suggest(word string, known []string) string {
 	if len(known) == 1 {
 		all = "expected " + known[0]
 	}
+	best := nearest(word, known)
+	if best == "" {
+		return all
+	}
+	return fmt.Sprintf("did you mean %q? %s%s", best, strings.ToUpper(all[:1]), all[1:])
+}
+
+// nearest is the known word that was probably meant; empty for none.
+func nearest(word string, known []string) string {
 	best, distance := "", 1+max(1, len(word)/3)
 	for _, k := range known {
 		// A word that is a prefix of the other is near, if not nearest.
@@ -26,10 +35,7 @@ func suggest(word string, known []string) string {
 			best, distance = k, d
 		}
 	}
-	if best == "" {
-		return all
-	}
-	return fmt.Sprintf("did you mean %q? %s%s", best, strings.ToUpper(all[:1]), all[1:])
+	return best
 }
 
 // editDistance counts the insertions, deletions, replacements and swaps of

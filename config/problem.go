@@ -24,7 +24,12 @@ type Problem struct {
 	Path string
 	// Text is what is wrong and what was expected, in one line.
 	Text string
+
+	meant string // the key that an unknown one was probably meant to be; empty if unknown
 }
+
+// requiredKey begins the text about a required key that is not there.
+const requiredKey = "required key is missing"
 
 // Error is "FILE:LINE:COLUMN: PATH: TEXT".
 func (p *Problem) Error() string {
@@ -68,6 +73,18 @@ func at(n *node, path, format string, args ...any) *Problem {
 	return &Problem{File: n.file, Line: n.line, Column: n.column, Path: path, Text: oneLine(fmt.Sprintf(format, args...))}
 }
 
+// withoutConsequences leaves out that a required key is missing where it is there, mistyped,
+// and that is said.
+func (ps Problems) withoutConsequences() Problems {
+	mistyped := make(map[string]bool)
+	for _, p := range ps {
+		mistyped[p.meant] = true
+	}
+	return slices.DeleteFunc(ps, func(p *Problem) bool {
+		return p.Path != "" && mistyped[p.Path] && strings.HasPrefix(p.Text, requiredKey)
+	})
+}
+
 func compareBool(a, b bool) int {
 	switch {
 	case a == b:
@@ -99,6 +116,7 @@ func (ps Problems) inOrder(file string) Problems {
 			}
 		}
 	}
+	ps = ps.withoutConsequences()
 	slices.SortStableFunc(ps, func(a, b *Problem) int {
 		if a.File != b.File { // the main one first
 			return cmp.Or(compareBool(b.File == file, a.File == file), cmp.Compare(a.File, b.File))

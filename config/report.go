@@ -54,7 +54,7 @@ func (r *report) missing(path, expected string) {
 	if r.at(path) != nil || r.overridden[path] || where.kind != null && where.kind != mapping {
 		return
 	}
-	r.wrong(where, path, "required key is missing or has no value; expected %s", expected)
+	r.wrong(where, path, requiredKey+" or has no value; expected %s", expected)
 }
 
 // expect reports an invalid value. Every default is valid.

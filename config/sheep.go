@@ -188,7 +188,7 @@ func (ch *checker) types(types map[string]CheckSheep) {
 				}
 			}
 		case n == nil:
-			ch.wrong(s.section, path, "required key is missing; %s", suggest("", known))
+			ch.wrong(s.section, path, requiredKey+"; %s", suggest("", known))
 		case !ch.problems.cover(n, path) && n.referred:
 			ch.wrong(n, path, "%s is no known type of sheep; %s", n.shown(), suggest("", known))
 		case !ch.problems.cover(n, path):

@@ -74,13 +74,13 @@ func checkWebhooks(r *report, w *Webhooks) {
 		wrong("tenant", tenantProblem(to.Tenant, nil))
 		switch err := job.CheckWebhookURL(to.URL); {
 		case to.URL == "":
-			wrong("url", "required key is missing or has no value; expected a URL such as https://example.com/hook")
+			wrong("url", requiredKey+" or has no value; expected a URL such as https://example.com/hook")
 		case err != nil:
 			wrong("url", err.Error())
 		}
 		switch {
 		case to.SecretFile == "":
-			wrong("secret_file", "required key is missing or has no value; expected the path of a file with the secret (echo whsec_$(openssl rand -base64 32))")
+			wrong("secret_file", requiredKey+" or has no value; expected the path of a file with the secret (echo whsec_$(openssl rand -base64 32))")
 		case !filepath.IsAbs(to.SecretFile):
 			wrong("secret_file", "expected an absolute path")
 		}

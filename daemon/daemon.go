@@ -316,7 +316,7 @@ func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan 
 		webhooks = d.webhooks
 	}
 	handler := api.New(api.Config{
-		Service: service, Webhooks: webhooks, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), MaxUpload: int64(c.MaxUpload), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: gpus,
+		Service: service, Nodes: nodesServiceOf(d.ledger), Webhooks: webhooks, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), MaxUpload: int64(c.MaxUpload), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: gpus,
 		Metrics: d.telemetry.metrics.Handler(), Refused: d.telemetry.metrics.Refused, Version: d.options.Version, Commit: d.options.Commit, Log: d.log,
 	})
 	admin := d.listeners.browsers.Protect(withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local))

@@ -11,8 +11,12 @@ import (
 	"reflect"
 	"time"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/fleet"
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger/postgres"
 	"github.com/iterait/shepherd/shepherd"
@@ -174,6 +178,78 @@ func directoryOf(shared registry) fleet.Directory {
 		}
 		return nodes, nil
 	}
+}
+
+// nodeKeeper is the part of a shared ledger that looks after the nodes.
+type nodeKeeper interface {
+	Nodes(ctx context.Context) ([]postgres.Node, error)
+	SetDraining(ctx context.Context, node string, draining bool) error
+	Forget(ctx context.Context, node string) error
+}
+
+// nodesService is the API's service for the nodes of a fleet.
+type nodesService struct{ keeper nodeKeeper }
+
+// nodesServiceOf returns nil if the ledger is not shared.
+func nodesServiceOf(l keptLedger) api.NodeService {
+	if shared, ok := l.(interface{ Admin() *postgres.Admin }); ok {
+		return nodesService{shared.Admin()}
+	}
+	return nil
+}
+
+func (s nodesService) Nodes(ctx context.Context) ([]job.Node, error) {
+	known, err := s.keeper.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	nodes := make([]job.Node, len(known))
+	for i, n := range known {
+		nodes[i] = NodeOf(n)
+	}
+	return nodes, nil
+}
+
+func (s nodesService) DrainNode(ctx context.Context, node string, drain bool) error {
+	return nodeError(node, s.keeper.SetDraining(ctx, node, drain))
+}
+
+func (s nodesService) ForgetNode(ctx context.Context, node string) error {
+	return nodeError(node, s.keeper.Forget(ctx, node))
+}
+
+// nodeError is what clients are told of err.
+func nodeError(node string, err error) error {
+	switch {
+	case errdefs.IsNotFound(err):
+		return &job.UnknownNode{Name: node}
+	case errdefs.IsFailedPrecondition(err):
+		return &job.NodeInUse{Problem: errtext.Of(err)}
+	}
+	return err
+}
+
+// NodeOf is a node of a shared ledger. The models of one that is not up are not loaded.
+func NodeOf(n postgres.Node) job.Node {
+	node := job.Node{
+		Name: n.Name, State: job.NodeUp, Drained: n.Draining, Jobs: n.Held, Joined: n.Joined.UTC(),
+		Version: n.About.Version, Address: n.About.Address, Labels: n.About.Labels,
+	}
+	switch {
+	case n.Alive:
+	case n.Until.IsZero():
+		node.State = job.NodeStopped
+	default:
+		node.State, node.Lost = job.NodeLost, n.Until.UTC()
+	}
+	for _, s := range n.About.Sheep {
+		one := job.Sheep{Name: s.Name, Type: s.Type}
+		if n.Alive {
+			one.Model = s.Model
+		}
+		node.Sheep = append(node.Sheep, one)
+	}
+	return node
 }
 
 // announcer publishes this node in a shared ledger.

@@ -81,13 +81,20 @@ func newContainers(env *environment) runtime.Driver {
 	if env.metrics != nil {
 		cfg.ObserveRegistry, cfg.ObserveContainerd = env.metrics.Registry, env.metrics.Containerd
 	}
-	if r := c.Registry; r != nil {
-		cfg.Registry = image.Registry{
-			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
-			DockerConfig: r.DockerConfig, CAFile: r.CAFile, HostsDir: r.HostsDir,
-		}
-	}
+	cfg.Registry = RegistryOf(c)
 	return container.New(cfg)
+}
+
+// RegistryOf is the registry of a configuration; the zero one if there is none.
+func RegistryOf(c *config.Config) image.Registry {
+	r := c.Registry
+	if r == nil {
+		return image.Registry{}
+	}
+	return image.Registry{
+		URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
+		DockerConfig: r.DockerConfig, CAFile: r.CAFile, HostsDir: r.HostsDir,
+	}
 }
 
 // newDrivers creates the driver of every sheep type, by all of its names.

@@ -1,6 +1,9 @@
 package job
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Errors of requests. Their texts are shown to clients; some are the original shepherd's.
 
@@ -68,7 +71,12 @@ func (e *QueueFull) Error() string {
 // Invalid is returned for a request with a field that cannot be accepted.
 type Invalid struct{ Field, Problem string }
 
-func (e *Invalid) Error() string { return fmt.Sprintf("%s: %s", e.Field, e.Problem) }
+// Error is "FIELD: PROBLEM". What the field's name says is not said again: of job_id, that
+// "job id "a b" has ' ' at position 2" is `job_id: "a b" has …`.
+func (e *Invalid) Error() string {
+	words := strings.NewReplacer("_", " ", ".", " ").Replace(e.Field)
+	return e.Field + ": " + strings.TrimPrefix(e.Problem, words+" ")
+}
 
 // notice is an error whose text is a sentence for clients.
 type notice string
@@ -137,3 +145,8 @@ const (
 type UnknownNode struct{ Name string }
 
 func (e *UnknownNode) Error() string { return fmt.Sprintf("Unknown node `%s`", e.Name) }
+
+// NodeInUse says why a node cannot be forgotten, and what to do.
+type NodeInUse struct{ Problem string }
+
+func (e *NodeInUse) Error() string { return e.Problem }

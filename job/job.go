@@ -22,9 +22,9 @@ const MaxIDLength = 128
 func ParseID(s string) (ID, error) {
 	switch {
 	case s == "":
-		return "", errors.New("a job id cannot be empty")
+		return "", errors.New("job id is empty")
 	case len(s) > MaxIDLength:
-		return "", fmt.Errorf("a job id has at most %d characters, this one has %d", MaxIDLength, len(s))
+		return "", fmt.Errorf("job id has %d characters, at most %d are possible", len(s), MaxIDLength)
 	case strings.Contains(s, ".."):
 		return "", fmt.Errorf("job id %q contains \"..\"", s)
 	}

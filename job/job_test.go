@@ -2,6 +2,7 @@ package job
 
 import (
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +111,31 @@ func TestParseModel(t *testing.T) {
 	} {
 		if got := ParseModel(text); got != want {
 			t.Errorf("%s: %+v, want %+v", text, got, want)
+		}
+	}
+}
+
+// What the field's name says is not said again.
+func TestInvalidSaysItOnce(t *testing.T) {
+	_, id := ParseID("a b")
+	_, empty := ParseID("")
+	_, long := ParseID(strings.Repeat("x", MaxIDLength+1))
+	for _, c := range []struct {
+		field string
+		err   error
+		want  string
+	}{
+		{"job_id", id, `job_id: "a b" has ' ' at position 2; an id is made of letters, digits, '.', '_' and '-' and begins with a letter or digit`},
+		{"job_id", empty, "job_id: is empty"},
+		{"job_id", long, "job_id: has 129 characters, at most 128 are possible"},
+		{"inputs[0].job", empty, "inputs[0].job: job id is empty"},
+		{"model", Model{Name: "../x"}.Validate(), `model: name "../x" is not a relative path without empty, "." and ".." elements`},
+		{"model.name", Model{Name: "../x"}.Validate(), `model.name: "../x" is not a relative path without empty, "." and ".." elements`},
+		{"model.version", Model{Name: "x", Version: ".."}.Validate(), `model.version: ".." is not a relative path without empty, "." and ".." elements`},
+		{"sheep_id", errors.New("sheep `a` fetches no models"), "sheep_id: sheep `a` fetches no models"},
+	} {
+		if got := (&Invalid{Field: c.field, Problem: c.err.Error()}).Error(); got != c.want {
+			t.Errorf("%s\nwant %s", got, c.want)
 		}
 	}
 }

@@ -14,6 +14,11 @@ type View struct {
 	Detail string
 	// Progress is the progress that the job's runner reported; nil for none.
 	Progress *Progress
+	// Loading says that the job's sheep is getting ready for it, and RunningSince since when
+	// its runner has had it. Neither is set where the sheep's state is not known, and while
+	// the results are stored.
+	Loading      bool
+	RunningSince time.Time
 	// Attempts are the kept attempts of all runs, oldest first. Listings leave them out.
 	Attempts []Attempt
 	// LastSheep is the last sheep of an ended job; empty if no sheep had it.

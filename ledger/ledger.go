@@ -67,7 +67,10 @@
 // Every change of a job records an event, in the same transaction. Events are
 // read in the order of their cursors; an event never appears before one that was
 // read already. They are kept for a bounded time and number. A claim to run
-// records started alone, one ahead records claimed and, by Start, started.
+// records started alone, one ahead records claimed and, by Start, started. Who wants to
+// see what happened last, and what happens then, reads the newest events and goes on
+// with the cursor that comes with them: nothing is left out between, and nothing comes
+// twice.
 //
 // # Promises
 //
@@ -258,6 +261,11 @@ type EventFilter struct {
 	Tenant string
 }
 
+// Matches reports whether the event is one of those asked for.
+func (f EventFilter) Matches(e job.Event) bool {
+	return (f.Job == "" || e.Job == f.Job) && (f.Tenant == "" || e.Tenant == f.Tenant)
+}
+
 // Lease is a node's proof that it is alive.
 type Lease interface {
 	// Lost is closed before any other node may take the jobs that this one holds.
@@ -375,6 +383,13 @@ type Ledger interface {
 	// answers ErrEventsGone for a cursor that is too old, or that this ledger did
 	// not give out. What the events point to is shared: it is only read.
 	Events(ctx context.Context, after job.Cursor, filter EventFilter, limit int) ([]job.Event, job.Cursor, error)
+
+	// NewestEvents returns the last events that match, at most as many as asked for, in
+	// order, and the cursor to go on with: Events after it returns what happens later.
+	// Fewer than asked for are all that are kept. Its cost is in proportion to the number
+	// that it returns, and, of a tenant's job, to that job's events. What the events point
+	// to is shared: it is only read.
+	NewestEvents(ctx context.Context, filter EventFilter, most int) ([]job.Event, job.Cursor, error)
 
 	// Now is the cursor of the latest event: Events after it returns what happens
 	// from now on.

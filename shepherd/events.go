@@ -31,6 +31,16 @@ func (r *reader) Events(ctx context.Context, after job.Cursor, id job.ID, tenant
 	return events, next, nil
 }
 
+// NewestEvents returns the last events, at most as many as asked for, in order, and the
+// cursor to continue from. An empty tenant stands for all tenants.
+func (r *reader) NewestEvents(ctx context.Context, tenant string, most int) ([]job.Event, job.Cursor, error) {
+	events, next, err := r.cfg.Ledger.NewestEvents(ctx, ledger.EventFilter{Tenant: tenant}, most)
+	if err != nil {
+		return nil, "", serviceError("ledger", fmt.Errorf("read the newest events: %w", err))
+	}
+	return events, next, nil
+}
+
 // EventsNow returns the cursor of the latest event.
 func (r *reader) EventsNow(ctx context.Context) (job.Cursor, error) {
 	now, err := r.cfg.Ledger.Now(ctx)

@@ -311,20 +311,22 @@ func explainProcessing(v job.View, now time.Time) job.Explanation {
 	if v.Cancelling {
 		return job.Explanation{Summary: fmt.Sprintf("Its cancellation was requested, and sheep `%s` is stopping its runner.", v.Holder)}
 	}
-	e := job.Explanation{Summary: fmt.Sprintf("Sheep `%s` has worked on it for %s.", v.Holder, now.Sub(v.StartedAt).Round(time.Second))}
+	worked := "worked on it"
+	if v.Loading {
+		worked = "been getting ready for it"
+	}
+	e := job.Explanation{Summary: fmt.Sprintf("Sheep `%s` has %s for %s.", v.Holder, worked, now.Sub(v.StartedAt).Round(time.Second))}
 	if expected := v.ExpectedEnd; expected != nil && expected.Likely.Sub(now) > time.Second {
 		e.Reasons = append(e.Reasons, fmt.Sprintf("It is expected to end in about %s%s, estimated from recent jobs of its model.", job.FormatDuration(roughly(expected.Likely.Sub(now))), between(*expected, now)))
 	}
 	if v.Detail != "" {
 		e.Reasons = append(e.Reasons, "Progress: "+sentence(v.Detail))
 	}
-	for _, limit := range []struct {
-		of   *time.Duration
-		text string
-	}{{v.Limits.LoadTimeout, "loading its model may take %s (load_timeout)."}, {v.Limits.RunTimeout, "its runner may have it for %s (run_timeout)."}} {
-		if d := value(limit.of); d > 0 {
-			e.Reasons = append(e.Reasons, "At most, "+fmt.Sprintf(limit.text, job.FormatDuration(d)))
-		}
+	switch load, run := value(v.Limits.LoadTimeout), value(v.Limits.RunTimeout); {
+	case v.Loading && load > 0:
+		e.Reasons = append(e.Reasons, fmt.Sprintf("Loading its model may take %s (load_timeout).", job.FormatDuration(load)))
+	case !v.RunningSince.IsZero() && run > 0:
+		e.Reasons = append(e.Reasons, "Its runner is stopped at "+moment(v.RunningSince.Add(run))+" if it has not answered by then (run_timeout).")
 	}
 	e.Reasons = append(e.Reasons, attemptReasons(v)...)
 	return e

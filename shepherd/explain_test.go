@@ -93,8 +93,18 @@ func TestExplain(t *testing.T) {
 		{"prepared, and cancelled", view(job.Queued, func(v *job.View) { v.Holder, v.Cancelling = "dolly", true }), nil},
 		{"never queued", view(job.Queued, func(v *job.View) { v.Run = 0 }), nil},
 		{"an upload", view(job.Queued, func(v *job.View) { v.Run, v.Failure = 0, &job.Failure{Message: uploadUnderWay} }), nil},
+		{"loading", view(job.Processing, func(v *job.View) {
+			v.Detail, v.Loading, v.Limits = "pulling digits:v1: 43%", true, job.Limits{LoadTimeout: new(30 * time.Minute), RunTimeout: new(2 * time.Hour)}
+		}), nil},
 		{"processing", view(job.Processing, func(v *job.View) {
-			v.Detail, v.Limits, v.Attempts = "40 %: resizing", job.Limits{LoadTimeout: new(30 * time.Minute), RunTimeout: new(time.Duration(0))}, []job.Attempt{attempt(1, job.CauseLost, "the shim was lost")}
+			v.Detail, v.Attempts = "40 %: resizing", []job.Attempt{attempt(1, job.CauseLost, "the shim was lost")}
+			v.RunningSince, v.Limits = now.Add(-time.Minute), job.Limits{LoadTimeout: new(30 * time.Minute), RunTimeout: new(2 * time.Hour)}
+		}), nil},
+		{"processing, without a limit", view(job.Processing, func(v *job.View) {
+			v.RunningSince, v.Limits = now.Add(-time.Minute), job.Limits{LoadTimeout: new(30 * time.Minute), RunTimeout: new(time.Duration(0))}
+		}), nil},
+		{"processing, on a sheep of which nothing is known", view(job.Processing, func(v *job.View) {
+			v.Limits = job.Limits{LoadTimeout: new(30 * time.Minute), RunTimeout: new(2 * time.Hour)}
 		}), nil},
 		{"cancelling", view(job.Processing, func(v *job.View) { v.Cancelling = true }), nil},
 		{"done", view(job.Done, func(v *job.View) { v.Warnings, v.KeptUntil = []string{"outputs/x is not stored"}, now.Add(time.Hour) }), nil},

@@ -54,7 +54,7 @@ func TestProgress(t *testing.T) {
 		}
 		return view.Progress != nil && view.Progress.Done == 0.5
 	})
-	if view.Progress.Text != "half" || view.Progress.At.IsZero() || view.Detail != "50 %: half" {
+	if view.Progress.Text != "half" || view.Progress.At.IsZero() || view.Detail != "50 %: half" || view.Loading || view.RunningSince.IsZero() {
 		t.Errorf("shown are %+v, %q", view.Progress, view.Detail)
 	}
 	sheep := p.core.Sheep(t.Context())[0]
@@ -66,8 +66,8 @@ func TestProgress(t *testing.T) {
 	p.submit("job-b", "m", "x")
 	p.await("job-b", job.Done)
 	for _, id := range []job.ID{"job-a", "job-b"} {
-		if view, err := p.core.View(t.Context(), id); err != nil || view.Progress != nil || view.Detail != "" {
-			t.Errorf("%s: %+v, %q, %v", id, view.Progress, view.Detail, err)
+		if view, err := p.core.View(t.Context(), id); err != nil || view.Progress != nil || view.Detail != "" || view.Loading || !view.RunningSince.IsZero() {
+			t.Errorf("%s: %+v, %q, loading %t, running since %v, %v", id, view.Progress, view.Detail, view.Loading, view.RunningSince, err)
 		}
 	}
 }

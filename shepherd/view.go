@@ -163,11 +163,18 @@ func (r *reader) view(rec job.Record) job.View {
 	if l := r.env.flock.named(name); l != nil {
 		sheep = l.Limits
 		if shown := l.view(); rec.Holder != "" && rec.Node == r.cfg.Node && shown.Job == rec.ID {
-			view.Detail, view.Progress = shown.Detail, shown.Progress
+			showSheep(&view, shown)
 		}
 	}
 	view.Limits = r.cfg.Limits.apply(rec.Limits, rec.Model, sheep)
 	return view
+}
+
+// showSheep adds what the job's sheep is doing for it.
+func showSheep(view *job.View, sheep job.Sheep) {
+	view.Detail, view.Progress = sheep.Detail, sheep.Progress
+	view.RunningSince = sheep.RunningSince
+	view.Loading = view.State == job.Processing && sheep.RunningSince.IsZero()
 }
 
 // live adds the runner's progress of a job on another node to the view, or why it is
@@ -188,7 +195,7 @@ func (r *reader) live(ctx context.Context, view *job.View) {
 	}
 	for _, one := range sheep {
 		if one.Name == view.Holder && one.Job == view.ID {
-			view.Detail, view.Progress = one.Detail, one.Progress
+			showSheep(view, one)
 		}
 	}
 }

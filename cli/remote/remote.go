@@ -150,7 +150,7 @@ func Run(ctx context.Context, args []string, version string, c Config) int {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &Error{Code: ExitUsage, Err: err} })
 	root.AddCommand(Commands(c)...)
-	root.AddCommand(sheepCommand(c))
+	root.AddCommand(sheepCommand(c), nodesCommand(c))
 	Group(root)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)

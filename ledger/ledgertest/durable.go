@@ -162,6 +162,7 @@ func calls(ctx context.Context, l ledger.Ledger, c ledger.Claim) map[string]erro
 	_, answers["LastAttempts"] = l.LastAttempts(ctx, []job.ID{c.ID})
 	_, answers["Waiting"] = l.Waiting(ctx, 10)
 	_, _, answers["Events"] = l.Events(ctx, "", ledger.EventFilter{}, 10)
+	_, _, answers["NewestEvents"] = l.NewestEvents(ctx, ledger.EventFilter{}, 10)
 	_, answers["Now"] = l.Now(ctx)
 	_, answers["Checkpoint"] = l.Checkpoint(ctx, "consumer")
 	answers["SetCheckpoint"] = l.SetCheckpoint(ctx, "consumer", "")

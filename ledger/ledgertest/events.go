@@ -129,7 +129,7 @@ func (s suite) testEventsFilter(t *testing.T) {
 						cursor = all[from].Cursor
 					}
 					for _, event := range all[from+1:] {
-						if (filter.Job == "" || event.Job == filter.Job) && (filter.Tenant == "" || event.Tenant == filter.Tenant) {
+						if filter.Matches(event) {
 							want = append(want, event)
 						}
 					}
@@ -157,6 +157,77 @@ func (s suite) testEventsFilter(t *testing.T) {
 	}
 	if _, _, err := f.Events(f.Context(), "", ledger.EventFilter{}, 0); !errdefs.IsInternal(err) {
 		t.Fatalf("Events with a limit of 0 answered %v", err)
+	}
+}
+
+// testNewestEvents reads the newest events of a job, of a tenant and of both, and goes on
+// from there: no event is missing and none comes twice. Of those that are no longer kept
+// none comes.
+func (s suite) testNewestEvents(t *testing.T) {
+	f := s.open(t, Options{})
+	newest := func(filter ledger.EventFilter, most int) ([]job.Event, job.Cursor) {
+		t.Helper()
+		events, next, err := f.NewestEvents(f.Context(), filter, most)
+		if err != nil || next == "" {
+			t.Fatalf("NewestEvents of %+v by %d: the cursor %q, %v", filter, most, next, err)
+		}
+		return events, next
+	}
+	same := func(a, b job.Event) bool {
+		return a.Cursor == b.Cursor && a.Job == b.Job && a.Kind == b.Kind && (a.Status == nil) == (b.Status == nil)
+	}
+	none, next := newest(ledger.EventFilter{}, 10)
+	if len(none) != 0 {
+		t.Fatalf("of an empty ledger: %+v", none)
+	}
+	f.at = next
+	run := func(from, to int) {
+		for i := from; i < to; i++ {
+			id := fmt.Sprint("job", i%5)
+			f.create(id, tenant([]string{"", "wool", "meat", "wool", ""}[i%5]))
+			f.finish(f.claim(slot("a"), id))
+		}
+	}
+	run(0, 30)
+	all := f.read()
+	if len(all) != 90 {
+		t.Fatalf("%d events after the cursor of an empty ledger, want 90", len(all))
+	}
+	filters := []ledger.EventFilter{{}, {Job: "job1"}, {Tenant: "wool"}, {Job: "job3", Tenant: "wool"}, {Job: "job1", Tenant: "meat"}, {Tenant: "milk"}, {Job: "job9"}}
+	for i, again := range []func(){func() {}, f.reopen} { // from memory, then from the file
+		again()
+		next := make([]job.Cursor, len(filters))
+		for k, filter := range filters {
+			var matching []job.Event
+			for _, event := range all {
+				if filter.Matches(event) {
+					matching = append(matching, event)
+				}
+			}
+			for _, most := range []int{1, 4, 1000} {
+				var got []job.Event
+				got, next[k] = newest(filter, most)
+				if want := matching[max(0, len(matching)-most):]; !slices.EqualFunc(got, want, same) {
+					t.Fatalf("the newest %d of %+v: %d events, want %d: %+v", most, filter, len(got), len(want), got)
+				}
+			}
+		}
+		run(5*i, 5*i+5)
+		all = append(all, f.read()...)
+		for k, filter := range filters {
+			var want []job.Event
+			for _, event := range all[len(all)-15:] {
+				if filter.Matches(event) {
+					want = append(want, event)
+				}
+			}
+			if got, _, err := f.Events(f.Context(), next[k], filter, 1000); err != nil || !slices.EqualFunc(got, want, same) {
+				t.Fatalf("after the newest of %+v: %d events, want %d, %v", filter, len(got), len(want), err)
+			}
+		}
+	}
+	if _, _, err := f.NewestEvents(f.Context(), ledger.EventFilter{}, 0); !errdefs.IsInternal(err) {
+		t.Fatalf("NewestEvents of none answered %v", err)
 	}
 }
 
@@ -225,8 +296,13 @@ func (s suite) testEventsGone(t *testing.T) {
 		t.Fatalf("after the latest: %+v", events)
 	}
 	f.at = ""
-	if events := f.read(); len(events) < 16 || events[len(events)-1].Job != "next" {
-		t.Fatalf("%d events are kept, want 16 at least", len(events))
+	kept := f.read()
+	if len(kept) < 16 || kept[len(kept)-1].Job != "next" {
+		t.Fatalf("%d events are kept, want 16 at least", len(kept))
+	}
+	last, _, err := f.NewestEvents(f.Context(), ledger.EventFilter{}, 1000)
+	if err != nil || len(last) < 16 || last[len(last)-1].Job != "next" {
+		t.Fatalf("the newest of those that are kept: %d, %v", len(last), err)
 	}
 	for _, none := range []job.Cursor{"no cursor", "-5", "99999999999999999999999999"} {
 		if _, _, err := f.Events(f.Context(), none, ledger.EventFilter{}, 10); !errors.Is(err, ledger.ErrEventsGone) {

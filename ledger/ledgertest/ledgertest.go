@@ -106,6 +106,7 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"UploadRace", s.testUploadRace},
 		{"Events", s.testEvents},
 		{"EventsFilter", s.testEventsFilter},
+		{"NewestEvents", s.testNewestEvents},
 		{"EventsDurable", s.testEventsDurable},
 		{"EventsGone", s.testEventsGone},
 		{"EventsConcurrent", s.testEventsConcurrent},

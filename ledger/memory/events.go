@@ -3,6 +3,7 @@ package memory
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -63,7 +64,7 @@ func (e *eventBuffer) after(from job.Cursor, filter ledger.EventFilter, limit in
 		events = make([]job.Event, 0, min(e.latest()-number, int64(limit)))
 	}
 	for i, event := range e.kept[number-e.pruned:] {
-		if filter.Job != "" && event.Job != filter.Job || filter.Tenant != "" && event.Tenant != filter.Tenant {
+		if !filter.Matches(event) {
 			continue
 		}
 		if events = append(events, event); len(events) == limit {
@@ -71,6 +72,18 @@ func (e *eventBuffer) after(from job.Cursor, filter ledger.EventFilter, limit in
 		}
 	}
 	return events, cursor(e.latest()), nil
+}
+
+// newest returns the last events that match, at most as many as asked for, in order.
+func (e *eventBuffer) newest(filter ledger.EventFilter, most int) []job.Event {
+	var events []job.Event
+	for i := len(e.kept) - 1; i >= 0 && len(events) < most; i-- {
+		if filter.Matches(e.kept[i]) {
+			events = append(events, e.kept[i])
+		}
+	}
+	slices.Reverse(events)
+	return events
 }
 
 // Now implements ledger.Ledger.
@@ -92,6 +105,19 @@ func (e *eventLog) Events(ctx context.Context, after job.Cursor, filter ledger.E
 	err = e.call(ctx, "read the events after "+string(after), func() (err error) {
 		events, next, err = e.events.after(after, filter, limit)
 		return err
+	})
+	return events, next, err
+}
+
+// NewestEvents implements ledger.Ledger. Asked for no event at all, it answers an error
+// of class errdefs.ErrInternal.
+func (e *eventLog) NewestEvents(ctx context.Context, filter ledger.EventFilter, most int) (events []job.Event, next job.Cursor, err error) {
+	if most < 1 {
+		return nil, "", fmt.Errorf("read the newest %d events: %w", most, errdefs.ErrInternal)
+	}
+	err = e.call(ctx, "read the newest events", func() error {
+		events, next = e.events.newest(filter, most), cursor(e.events.latest())
+		return nil
 	})
 	return events, next, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -271,6 +272,34 @@ func (e *eventLog) matchingEvents(ctx context.Context, number int64, first bool,
 		err = ledger.ErrEventsGone
 	}
 	return pageOf(events, last, limit), err
+}
+
+// NewestEvents implements ledger.Ledger. Asked for no event at all, it answers an error
+// of class errdefs.ErrInternal.
+func (e *eventLog) NewestEvents(ctx context.Context, filter ledger.EventFilter, most int) ([]job.Event, job.Cursor, error) {
+	if most < 1 {
+		return nil, "", fmt.Errorf("read the newest %d events: %w", most, errdefs.ErrInternal)
+	}
+	found, err := read(ctx, e.database, "read the newest events", func(ctx context.Context) (page, error) {
+		last, err := e.now(ctx)
+		if err != nil {
+			return page{}, err
+		}
+		newest := page{next: last}
+		args := pgx.NamedArgs{"last": last, "limit": most, "job": text(filter.Job), "tenant": text(filter.Tenant)}
+		err = e.queryBy(ctx, e.db, newestEventsQuery(filter), args, func(rows pgx.Rows) error {
+			var pruned int64
+			event, err := scanEvent(rows, &pruned)
+			newest.events = append(newest.events, event.Event)
+			return err
+		})
+		slices.Reverse(newest.events)
+		return newest, err
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return found.events, cursor(found.next), nil
 }
 
 // known moves the horizon towards a number behind it, which another node may have

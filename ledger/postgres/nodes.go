@@ -86,8 +86,11 @@ func (l *Ledger) Nodes(ctx context.Context) ([]Node, error) {
 	})
 }
 
-// Admin looks after the nodes of a ledger, from outside of them.
+// Admin looks after the nodes of a ledger.
 type Admin struct{ l *Ledger }
+
+// Admin looks after the nodes, from one of them.
+func (l *Ledger) Admin() *Admin { return &Admin{l} }
 
 // Manage calls do with an Admin. The error is of class errdefs.ErrNotFound where no
 // shepherd has made the tables yet.

@@ -178,6 +178,7 @@ func TestPlans(t *testing.T) {
 	}
 	for name, filter := range map[string]ledger.EventFilter{"events": {}, "events of a job": {Job: "job2"}, "events of a tenant": {Tenant: "none"}, "events of a tenant's job": {Job: "job2", Tenant: "tenant2"}} {
 		queries[name] = query{eventsQuery(filter), pgx.NamedArgs{"after": 0, "last": 1 << 40, "limit": 10, "job": string(filter.Job), "tenant": filter.Tenant}}
+		queries["newest "+name] = query{newestEventsQuery(filter), pgx.NamedArgs{"last": 1 << 40, "limit": 10, "job": string(filter.Job), "tenant": filter.Tenant}}
 	}
 
 	often := []string{"load", "get", "create first", "create", "save event", "save attempt", "save used", "bounds", "waiting", "last event", "event ids", "events",

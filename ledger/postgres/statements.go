@@ -335,6 +335,17 @@ const channel = `shepherd_events`
 // eventsQuery reads events after a number, up to another; each row also has the last
 // event that was removed, and the event is NULL where there is none.
 func eventsQuery(filter ledger.EventFilter) string {
+	return `SELECT l.pruned, ` + eventColumns + ` FROM shepherd.ledger l LEFT JOIN LATERAL (
+			SELECT * FROM shepherd.events WHERE id > @after AND id <= @last` + eventCondition(filter) + ` ORDER BY id LIMIT @limit) e ON true`
+}
+
+// newestEventsQuery reads the events up to a number backwards; its columns are those of
+// eventsQuery.
+func newestEventsQuery(filter ledger.EventFilter) string {
+	return `SELECT 0::bigint, ` + eventColumns + ` FROM shepherd.events e WHERE id <= @last` + eventCondition(filter) + ` ORDER BY id DESC LIMIT @limit`
+}
+
+func eventCondition(filter ledger.EventFilter) string {
 	condition := ``
 	if filter.Job != "" {
 		condition += ` AND job = @job`
@@ -342,8 +353,7 @@ func eventsQuery(filter ledger.EventFilter) string {
 	if filter.Tenant != "" {
 		condition += ` AND tenant = @tenant AND tenant > ''` // so that the index is used
 	}
-	return `SELECT l.pruned, ` + eventColumns + ` FROM shepherd.ledger l LEFT JOIN LATERAL (
-			SELECT * FROM shepherd.events WHERE id > @after AND id <= @last` + condition + ` ORDER BY id LIMIT @limit) e ON true`
+	return condition
 }
 
 // Leases and maintenance.

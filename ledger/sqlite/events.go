@@ -5,8 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -81,51 +81,91 @@ func (e *eventLog) Events(ctx context.Context, after job.Cursor, filter ledger.E
 	return events, cursor(next), nil
 }
 
-// storedEvents reads events with numbers from after on, up to last, from the
-// file.
+// storedEvents reads events with numbers from after on, up to last, from the file, and
+// returns the number to go on from.
 func (e *eventLog) storedEvents(ctx context.Context, after, last int64, filter ledger.EventFilter, limit int) ([]job.Event, int64, error) {
 	query, args := eventsQuery(after, last, filter, limit)
+	events, number, err := e.queryEvents(ctx, query, args)
+	if len(events) == limit {
+		last = number
+	}
+	return events, last, err
+}
+
+// queryEvents returns the events that a query finds, in its order, and the number of the
+// last of them.
+func (e *eventLog) queryEvents(ctx context.Context, query string, args []any) (events []job.Event, number int64, err error) {
 	rows, err := e.reads.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer rows.Close()
-	var events []job.Event
-	next := last
 	for rows.Next() {
-		event, number, err := scanEvent(rows.Scan)
-		if err != nil {
+		var event job.Event
+		if event, number, err = scanEvent(rows.Scan); err != nil {
 			return nil, 0, err
 		}
 		events = append(events, event)
-		if len(events) == limit {
-			next = number
-		}
 	}
-	return events, next, rows.Err()
+	return events, number, rows.Err()
+}
+
+// NewestEvents implements ledger.Ledger. Asked for no event at all, it answers an error
+// of class errdefs.ErrInternal.
+func (e *eventLog) NewestEvents(ctx context.Context, filter ledger.EventFilter, most int) (events []job.Event, next job.Cursor, err error) {
+	if most < 1 {
+		return nil, "", fmt.Errorf("read the newest %d events: %w", most, errdefs.ErrInternal)
+	}
+	err = e.call("read the newest events", func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		kept, last, ok := e.recent.newest(filter, most)
+		if !ok {
+			query, args := newestEventsQuery(last, filter, most)
+			var err error
+			if kept, _, err = e.queryEvents(ctx, query, args); err != nil {
+				return err
+			}
+			slices.Reverse(kept)
+		}
+		events, next = kept, cursor(last)
+		return nil
+	})
+	return events, next, err
 }
 
 const eventColumns = `id, at, kind, job, run, model_name, model_version, sheep, tenant, attempt, holder, node,
 	state, cause, reason, delayed, enqueued_at, started_at, finished_at, failure_type, failure_message, failure_traceback`
 
 func eventsQuery(after, last int64, filter ledger.EventFilter, limit int) (string, []any) {
-	var query strings.Builder
-	query.WriteString(`SELECT ` + eventColumns + ` FROM events WHERE id > ? AND id <= ?`)
-	args := []any{after, last}
+	condition, args := eventCondition(filter)
+	return `SELECT ` + eventColumns + ` FROM events WHERE id > ? AND id <= ?` + condition + ` ORDER BY id LIMIT ?`,
+		append(append([]any{after, last}, args...), limit)
+}
+
+// newestEventsQuery reads the events up to the last one backwards.
+func newestEventsQuery(last int64, filter ledger.EventFilter, most int) (string, []any) {
+	condition, args := eventCondition(filter)
+	return `SELECT ` + eventColumns + ` FROM events WHERE id <= ?` + condition + ` ORDER BY id DESC LIMIT ?`,
+		append(append([]any{last}, args...), most)
+}
+
+// eventCondition is the part of a query that goes by the filter.
+func eventCondition(filter ledger.EventFilter) (condition string, args []any) {
 	if filter.Job != "" {
-		query.WriteString(` AND job = ?`)
+		condition += ` AND job = ?`
 		args = append(args, string(filter.Job))
 	}
 	if filter.Tenant != "" {
 		if filter.Job != "" {
-			query.WriteString(` AND +tenant = ?`)
+			condition += ` AND +tenant = ?`
 		} else {
-			query.WriteString(` AND tenant = ? AND tenant > ''`) // so that the index is used
+			condition += ` AND tenant = ? AND tenant > ''` // so that the index is used
 		}
 		args = append(args, filter.Tenant)
 	}
-	query.WriteString(` ORDER BY id LIMIT ?`)
-	return query.String(), append(args, limit)
+	return condition, args
 }
 
 func scanEvent(scan func(...any) error) (event job.Event, number int64, err error) {

@@ -79,6 +79,7 @@ func checkPlans(t *testing.T, l *Ledger) string {
 		"events": {}, "events of a job": {Job: "x"}, "events of a tenant": {Tenant: "wool"}, "events of a tenant's job": {Job: "x", Tenant: "wool"},
 	} {
 		queries[name], _ = eventsQuery(1, 2, filter, 10)
+		queries["newest "+name], _ = newestEventsQuery(2, filter, 10)
 	}
 	for name, filter := range map[string]job.DeliveryFilter{
 		"deliveries": {}, "deliveries of a job": {Job: "x"}, "deliveries of a tenant": {Tenant: "wool"},

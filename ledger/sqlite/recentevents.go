@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"slices"
 	"sort"
 	"sync"
 
@@ -90,7 +91,7 @@ func (e *recentEvents) after(number int64, filter ledger.EventFilter, limit int)
 	from := sort.Search(len(e.numbers), func(i int) bool { return e.numbers[i] > number })
 	for i := from; i < len(e.events); i++ {
 		event := e.events[i]
-		if filter.Job != "" && event.Job != filter.Job || filter.Tenant != "" && event.Tenant != filter.Tenant {
+		if !filter.Matches(event) {
 			continue
 		}
 		events = append(events, event)
@@ -99,6 +100,21 @@ func (e *recentEvents) after(number int64, filter ledger.EventFilter, limit int)
 		}
 	}
 	return events, e.last, true
+}
+
+// newest returns the last events that match, at most as many as asked for, in order, and
+// the number of the latest event; ok is false where more may match that are no longer in
+// memory.
+func (e *recentEvents) newest(filter ledger.EventFilter, most int) (events []job.Event, last int64, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i := len(e.events) - 1; i >= 0 && len(events) < most; i-- {
+		if filter.Matches(e.events[i]) {
+			events = append(events, e.events[i])
+		}
+	}
+	slices.Reverse(events)
+	return events, e.last, len(events) == most || e.since == 0
 }
 
 // close wakes the readers that wait for an event.

@@ -72,6 +72,18 @@ async function fits(page, name) {
   if (wide > 0) fail(`${name}: the page is ${wide} pixels wider than the window`);
 }
 
+// inOrder sees that the events that are shown are the newest of the log, none left out.
+async function inOrder(page) {
+  const [shown, log] = await page.evaluate(async () => {
+    const shown = [...document.querySelectorAll("ul.latest li")].map((one) => one.querySelector("a.id").title + " " + Date.parse(one.querySelector("time").dateTime));
+    const log = await (await fetch("/events?after=oldest&follow=false")).text();
+    return [shown, [...log.matchAll(/^data: (.*)$/gm)].map(([, data]) => JSON.parse(data)).map((e) => e.job_id + " " + Date.parse(e.at + "Z")).reverse()];
+  });
+  if (shown.length < 20) throw new Error(`there are ${shown.length} events`);
+  const from = log.indexOf(shown[0]); // there may be newer ones by now
+  same("the events", shown, log.slice(from, from + shown.length));
+}
+
 const text = (page, selector) => page.locator(selector).first().innerText();
 
 async function openDaemon() {
@@ -97,6 +109,43 @@ async function openDaemon() {
   await step("what happens elsewhere shows by itself", async () => {
     await ask("submit");
     await page.locator("ol.queue").getByText("from-elsewhere").waitFor();
+  });
+  await step("the newest events are there at once, and new ones come", async () => {
+    const tab = await open();
+    await show(tab, views.events);
+    await tab.locator("ul.latest li", { hasText: /from-elsewhere.*was submitted/s }).waitFor(); // before this page was opened
+    await tab.evaluate(() => fetch("/jobs/from-elsewhere/cancel", { method: "POST" }));
+    await tab.locator("ul.latest li", { hasText: /from-elsewhere.*cancelled/s }).waitFor();
+    await inOrder(tab);
+    await tab.context().close();
+  });
+  await step("what happened while nobody looked is shown to who looks again", async () => {
+    const tab = await open();
+    await show(tab, views.jobs);
+    const look = (hidden) =>
+      tab.evaluate((is) => {
+        Object.defineProperty(document, "hidden", { configurable: true, get: () => is });
+        document.dispatchEvent(new Event("visibilitychange"));
+      }, hidden);
+    await look(true);
+    await tab.evaluate(() => {
+      const not_before = new Date(Date.now() + 3_600_000).toISOString();
+      const body = JSON.stringify({ job_id: "while-hidden", model: { name: "report", version: "v4" }, payload: "x", not_before });
+      return fetch("/jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    });
+    same("rows of it", await tab.locator("tr", { hasText: "while-hidden" }).count(), 0);
+    await look(false);
+    await tab.locator("tr", { hasText: "while-hidden" }).waitFor();
+    await tab.evaluate(() => fetch("/jobs/while-hidden/cancel", { method: "POST" }));
+    await tab.context().close();
+  });
+  await step("a log's lines that are written over, and one without an end", async () => {
+    const tab = await open();
+    await tab.route("**/jobs/segment-1180/logs?*", (route) => route.fulfill({ contentType: "text/plain", body: "first\n 10 %\r 20 %\r\x1b[32m 30 %\r\n" + "working\r".repeat(50_000) + "at the end" }));
+    await tab.goto(`${url}/#/jobs/segment-1180`);
+    await tab.locator("pre.log").waitFor();
+    same("the log", await text(tab, "pre.log").then((log) => log.trimEnd()), "first\n 30 %\nat the end");
+    await tab.context().close();
   });
   await step("every view, for those who hear it, on a phone and on a wall", async () => {
     // Axe takes its time, so that each view is examined once here; pictures has it look at
@@ -334,13 +383,23 @@ async function openDaemon() {
     await page.goto(`${url}/#/jobs/transcribe-2001`);
     await page.locator(".title .state.processing").waitFor();
     await page.locator(".live:not(.wait):not(.stale)").waitFor();
+    const broken = page.locator("section[aria-labelledby=log] .trouble");
+    await page.locator("pre.log").waitFor();
+    const tab = await open();
+    await show(tab, views.events);
     await ask("kill");
     await page.locator(".live.stale").waitFor();
+    await broken.waitFor();
     await ask("start");
     await page.locator(".live:not(.wait):not(.stale)").waitFor();
+    await broken.waitFor({ state: "detached" }); // the log is followed again, too
+    await page.locator("pre.log").waitFor();
     await ask("release");
     await page.locator(".title .state.done").waitFor(); // told, not asked for
     await page.getByText("transcript.txt").waitFor();
+    await tab.locator("ul.latest li", { hasText: /transcribe-2001.*done/s }).waitFor();
+    await inOrder(tab);
+    await tab.context().close();
   });
   await page.context().close();
 }

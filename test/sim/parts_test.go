@@ -129,6 +129,11 @@ func (l busLedger) Events(ctx context.Context, after job.Cursor, filter ledger.E
 	return events, next, err
 }
 
+func (l busLedger) NewestEvents(ctx context.Context, filter ledger.EventFilter, most int) (events []job.Event, next job.Cursor, err error) {
+	err = l.do(ctx, "newest events", func() error { events, next, err = l.Ledger.NewestEvents(ctx, filter, most); return err })
+	return events, next, err
+}
+
 func (l busLedger) Now(ctx context.Context) (cursor job.Cursor, err error) {
 	err = l.do(ctx, "now", func() error { cursor, err = l.Ledger.Now(ctx); return err })
 	return cursor, err

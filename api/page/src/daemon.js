@@ -69,12 +69,18 @@ class Session extends Source {
   tenant = null;
   scopes = null;
   trouble = null;
-  async refresh() {
+  #asking = null;
+  #later = null; // one timer, however many have asked
+  refresh() {
+    return (this.#asking ??= this.#refresh().finally(() => (this.#asking = null)));
+  }
+  async #refresh() {
+    clearTimeout(this.#later);
     try {
       this.#be(await get("/session"));
     } catch (error) {
       this.trouble = error.message;
-      setTimeout(() => this.refresh(), 3000);
+      this.#later = setTimeout(() => this.refresh(), 3000);
       this.changed();
     }
   }
@@ -105,18 +111,23 @@ class Session extends Source {
 
 const silence = 12_000; // the daemon shows every five seconds that the stream lives
 const kept = 300; // events
+const newest = 100; // events that are read of what happened before
 
 // live is the one stream of the page. It is closed while nobody looks at the page, so
 // that tabs in the background cost nothing and take no connection.
 class Live extends Source {
   flock = null;
   gpus = null;
-  events = []; // newest first
-  since = Date.now();
+  events = []; // newest first; where some were passed over, what came before is not known to go on here
   history = new Map(); // of each GPU, by UUID: {used, busy} of the last minutes
   #source = null;
   #heard = 0;
   #broken = true;
+  #opened = 0;
+  #gap = false; // events were passed over
+  #streamed = 0; // events that the stream has told
+  #caller = 0; // counts those who have signed out
+  #recalled = Promise.resolve();
   #listeners = new Set();
 
   constructor() {
@@ -149,13 +160,14 @@ class Live extends Source {
     if (!this.#heard) this.begin();
     const source = new EventSource("/flock");
     this.#source = source;
+    this.#opened = Date.now();
     const on = (kind, take) =>
       source.addEventListener(kind, (event) => {
         this.#heard = Date.now();
         const back = this.#broken;
         this.#broken = false;
         take(JSON.parse(event.data));
-        if (back) this.#tell(null); // what happened meanwhile is not told
+        if (back) this.#passed(); // what happened meanwhile is not told
         if (back || kind !== "alive") this.changed();
       });
     on("flock", (flock) => (this.flock = flock));
@@ -165,35 +177,71 @@ class Live extends Source {
     });
     on("jobs", ({ events, skipped }) => {
       this.events = [...events].reverse().concat(this.events).slice(0, kept);
-      this.#tell(skipped ? null : events);
+      this.#streamed += events.length;
+      if (skipped) this.#passed();
+      else this.#tell(events);
     });
     on("alive", () => this.gpus && this.#remember(this.gpus));
     source.onerror = () => {
+      this.#breaks();
       if (source.readyState === EventSource.CLOSED) {
         // It was answered with an error: signed out, or no daemon yet.
         this.close();
         setTimeout(() => session.refresh(), 2000);
       }
-      this.#breaks();
     };
   }
+  // close leaves what is shown as it was, which is stale from now on.
   close() {
     this.#source?.close();
     this.#source = null;
+    this.#broken = true;
   }
   forget() {
     this.close();
-    Object.assign(this, { flock: null, gpus: null, events: [], since: Date.now() });
+    Object.assign(this, { flock: null, gpus: null, events: [] });
+    this.#heard = 0;
+    this.#caller++;
     this.history.clear();
+  }
+  // recall reads the newest events, for those that the stream does not tell: what happened
+  // before it began, and what it passed over.
+  recall() {
+    const recalled = this.#recalled.then(() => this.#recall());
+    this.#recalled = recalled.catch(() => {});
+    return recalled;
+  }
+  async #recall() {
+    const [seen, gap, caller] = [this.#streamed, this.#gap, this.#caller];
+    this.#gap = false;
+    let answer;
+    try {
+      answer = await (await ask(`/events?newest=${newest}&follow=false`, { headers: { Accept: "text/event-stream" } })).text();
+    } catch (error) {
+      this.#gap ||= gap;
+      throw error;
+    }
+    if (caller !== this.#caller) return;
+    const told = [...answer.matchAll(/^data: (.*)$/gm)].map(([, data]) => JSON.parse(data)).reverse();
+    const known = new Set(told.map((e) => e.id));
+    const others = (list) => list.filter((e) => !known.has(e.id));
+    const at = Math.min(this.#streamed - seen, this.events.length);
+    const earlier = gap ? [] : this.events.slice(at);
+    this.events = [...others(this.events.slice(0, at)), ...told, ...others(earlier)].slice(0, kept);
+    this.changed();
+  }
+  #passed() {
+    this.#gap = true;
+    this.#tell(null);
   }
   #tell(events) {
     for (const listener of [...this.#listeners]) listener(events);
   }
   #check() {
-    if (this.#source && this.#heard && !this.#broken && Date.now() - this.#heard > silence) {
+    if (this.#source && Date.now() - Math.max(this.#heard, this.#opened) > silence) {
       this.close(); // the connection is dead and nobody has noticed
-      this.#breaks();
       this.open();
+      this.changed();
     }
   }
   #breaks() {

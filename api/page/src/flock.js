@@ -125,7 +125,7 @@ function Queue({ queue }) {
       ? html`<${Empty} title=${w.noneWaits}>${session.may("submit") ? html`<p>${w.submit}</p>` : html`<p>${w.waitsHere}</p>`}<//>`
       : html`<${Groups} queue=${queue} /><ol class="queue">${queue.head.map(
           (one) => html`<li key=${one.job_id}>
-            <span class="position" title=${one.position ? w.position(one.position) : w.noPosition}>${one.position || "–"}</span>
+            <span class="position" title=${one.position ? w.position(one.position, one.sheep_id) : w.noPosition}>${one.position || "–"}</span>
             <div class="grow">
               <p class="row"><span class="who"><${JobLink} id=${one.job_id} /> <${Model} of=${one.model} /></span><span class="time">${one.expected_start ? html`<${Expected} at=${one.expected_start} />` : w.submitted(html`<${Ago} at=${one.enqueued_at} />`)}</span></p>
               <p class="detail">${one.priority !== 0 && html`<span class="label">${common.priority}<b>${one.priority}</b></span>`}<${Labels} of=${one.labels} /><span title=${one.explanation}>${ticks(one.reason)}</span></p>

@@ -5,6 +5,8 @@ import { Trouble } from "./parts.js";
 import { common, log as w } from "./words.js";
 
 const kept = 5000; // lines
+const longest = 64 * 1024; // characters of a line that has no end yet
+const pause = 2000; // before a log that broke off is followed again
 
 export function Log({ job, over }) {
   const [lines, set] = useState([]);
@@ -20,26 +22,39 @@ export function Log({ job, over }) {
     const control = new AbortController();
     let all = [];
     let frame = 0;
-    const show = () => (frame ||= requestAnimationFrame(() => ((frame = 0), set(all))));
-    (async () => {
+    let timer = null;
+    let rest = ""; // a line that has no end yet
+    const lines = () => (rest ? [...all, rest] : all);
+    const show = () => (frame ||= requestAnimationFrame(() => ((frame = 0), set(lines()), be({}))));
+    const read = async () => {
       const response = await ask(`/jobs/${encodeURIComponent(job.job_id)}/logs?tail=${kept}${over ? "" : "&follow=true"}`, { signal: control.signal, headers: { Accept: "text/plain" } });
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-      let rest = "";
+      [all, rest] = [[], ""];
       for (;;) {
         const { value, done } = await reader.read();
         if (done) break;
         const parts = (rest + value).split("\n");
-        rest = parts.pop();
+        rest = shorten(parts.pop());
         if (parts.length) all = [...all, ...parts].slice(-kept);
         show();
       }
-      if (rest) all = [...all, rest];
-      set(all);
+      set(lines());
       be({});
-    })().catch((error) => {
-      if (error.name !== "AbortError") be(error.status === 404 ? { none: true } : { error });
-    });
+    };
+    // What is followed goes on until the job has ended: where it breaks off, the daemon has gone.
+    const follow = async () => {
+      try {
+        await read();
+      } catch (error) {
+        if (error.name === "AbortError") return;
+        if (error.status === 404) return be({ none: true });
+        be({ error });
+      }
+      if (!over && !control.signal.aborted) timer = setTimeout(follow, pause);
+    };
+    follow();
     return () => {
+      clearTimeout(timer);
       cancelAnimationFrame(frame);
       control.abort();
     };
@@ -66,14 +81,20 @@ export function Log({ job, over }) {
   </section>`;
 }
 
+// written is what a terminal shows of a line that was written over, such as a progress bar.
+const written = (line) => line.replace(/\r+$/, "").replace(/^.*\r/s, "");
+
+// shorten bounds a line that goes on and on.
+const shorten = (line) => (line.length > longest ? written(line).slice(-longest) : line);
+
 // escapes are the escape sequences of terminals: colours, other commands, and titles.
-const escapes = /\x1b(?:\[([0-9;:]*)([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])|\r(?=.)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]/g;
-const plain = (line) => line.replace(escapes, "");
+const escapes = /\x1b(?:\[([0-9;:]*)([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]/g;
+const plain = (line) => written(line).replace(escapes, "");
 const colours = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"];
 
 // paint is a line with its colours (SGR 0–49 and 90–107); other commands are left out.
 export function paint(line) {
-  line = line.replace(/\r+$/, "");
+  line = written(line);
   if (!/[\x00-\x1f\x7f]/.test(line)) return line;
   const out = [];
   const style = { bold: false, dim: false, italic: false, underline: false, fg: null };

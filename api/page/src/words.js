@@ -120,7 +120,7 @@ export const flock = {
   noneWaits: "No job waits",
   submit: html`<a href="#/submit">Submit a job</a> by dropping its files, or <code>POST /jobs</code>.`,
   waitsHere: "Jobs that wait for a sheep show here, with the reason.",
-  position: (n) => `Number ${n} in the queue`,
+  position: (n, sheep) => `Number ${n} in the queue${sheep ? `, of the jobs that ${sheep} may run` : ""}`,
   submitted: (time) => html`submitted ${time}`,
   noPosition: "It has no place yet",
   behind: (n, more) => `and ${count(n)}${more ? " or more" : ""} behind these`,
@@ -223,12 +223,13 @@ const last = (minutes) => (minutes < 2 ? "minute" : plural(minutes, "minute"));
 
 export const events = {
   title: "Events",
-  since: (time) => html`since this page was opened, ${time}; newest first`,
+  newest: "newest first, and each new one as it comes",
+  all: html`Events of one job are on its page; <code>shepherd events</code> lists all that are kept.`,
   searchHint: "job, model, sheep or reason",
   kinds: { queued: "was submitted", claimed: "was claimed", started: "started", returned: "went back to the queue", due: "is due", cancel: "is being cancelled", ended: "ended" },
   by: (sheep) => `by ${sheep}`, on: (sheep) => `on ${sheep}`,
   none: "No event matches", nothing: "Nothing has happened yet", other: "Search for something else.",
-  means: html`Each step of a job shows here as it happens. What happened earlier is on the page of each <a href="#/jobs">job</a>; <code>shepherd events</code> lists it for all.`,
+  means: "Each step of a job shows here as it happens.",
 };
 
 export const submit = {
