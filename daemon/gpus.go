@@ -79,10 +79,37 @@ func (g *gpus) allGrants() map[string][]gpu.Grant {
 }
 
 // allot assigns GPUs to the sheep. A request that can never be met is an error; one that
-// cannot be met yet is retried by grantsOf. Sheep keep the GPUs that they were granted by
+// cannot be met yet is retried by grantsOf. A GPU that the machine lacks is an error only if
+// the request for it is new at a reload: otherwise it may have failed, and the sheep with other
+// GPUs have to work. Sheep keep the GPUs that they were granted by
 // count, also over a restart of the daemon: their runners may have outlived it.
 func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
-	return g.allotAll(ctx, requests, func(string) []gpu.Grant { return nil })
+	if err := g.allotAll(ctx, requests, func(string) []gpu.Grant { return nil }); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, sheep := range slices.Sorted(maps.Keys(g.pending)) {
+		g.log.Error("A sheep cannot have its devices and takes no jobs until it has them", "sheep", sheep, "error", g.pending[sheep].Text)
+	}
+	return nil
+}
+
+// waits reports whether a sheep waits for what it cannot have now. The alternative is that the
+// daemon does not start, or that the reload fails.
+func (g *gpus) waits(requests []gpu.Request, p *gpu.Problem) bool {
+	if started := g.grants != nil; p.Later || !p.Absent || !started {
+		return p.Later || p.Absent
+	}
+	of := func(requests []gpu.Request) gpu.Devices {
+		i := slices.IndexFunc(requests, func(r gpu.Request) bool { return r.Sheep == p.Sheep })
+		if i < 0 {
+			return gpu.Devices{}
+		}
+		return requests[i].Devices
+	}
+	before, now := of(g.requests), of(requests)
+	return before.Count == now.Count && slices.Equal(before.List, now.List)
 }
 
 // allotPending assigns GPUs to the sheep that wait for theirs. Other sheep keep their GPUs,
@@ -106,8 +133,8 @@ func (g *gpus) allotAll(ctx context.Context, requests []gpu.Request, fixed func(
 	if err != nil {
 		return err
 	}
-	g.mu.Lock()
 	counted := make(map[string][]string)
+	g.mu.Lock()
 	maps.Copy(counted, g.counted)
 	g.mu.Unlock()
 	requests = slices.Clone(requests)
@@ -118,7 +145,7 @@ func (g *gpus) allotAll(ctx context.Context, requests []gpu.Request, fixed func(
 	pending := make(map[string]*gpu.Problem)
 	var wrong []error
 	for _, p := range problems {
-		if p.Later {
+		if g.waits(requests, p) {
 			pending[p.Sheep] = p
 		} else {
 			wrong = append(wrong, p)

@@ -33,7 +33,9 @@ func TestGPUsAtStart(t *testing.T) {
 	}{
 		"there":            {one, "a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0@GPU-aaaa", ""},
 		"by count":         {one, "a: {DEVICES: {count: 1}}", "", "", "nvidia.com/gpu=GPU-aaaa@GPU-aaaa", ""},
-		"not there":        {one, "a: {DEVICES: [/dev/nvidia1]}", "sheep a: devices: there is no /dev/nvidia1; the machine has 0 (A100, GPU-aaaa)", "", "", ""},
+		"absent":           {one, "a: {DEVICES: [/dev/nvidia1]}", "", "sheep a: devices: there is no /dev/nvidia1; the machine has 0 (A100, GPU-aaaa)", "", "there is no /dev/nvidia1"},
+		"another's absent": {one, "b: {DEVICES: [/dev/nvidia1]}\n  a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0@GPU-aaaa", "there is no /dev/nvidia1"},
+		"too few":          {one, "a: {DEVICES: {count: 2}}", "", "only 1 of 1 whole GPUs", "", "only 1 of 1 whole GPUs"},
 		"twice":            {one, "a: {DEVICES: [/dev/nvidia0]}\n  b: {DEVICES: [nvidia.com/gpu=GPU-aaaa]}", "sheep b: devices: nvidia.com/gpu=GPU-aaaa is given to sheep a as well (as /dev/nvidia0)", "", "", ""},
 		"twice and shared": {one, "a: {DEVICES: [/dev/nvidia0], shared: true}\n  b: {DEVICES: [nvidia.com/gpu=GPU-aaaa], shared: true}", "", "", "/dev/nvidia0@GPU-aaaa", ""},
 		"one is silent":    {`echo '{"driver":"1","gpus":[{"index":0,"uuid":"GPU-aaaa","name":"A100"},{"index":1,"lost":true}]}'`, "b: {DEVICES: {count: 1}}\n  a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0@GPU-aaaa", ""},
@@ -43,7 +45,7 @@ func TestGPUsAtStart(t *testing.T) {
 		"nothing to ask":   {"", "a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0", "shepherd-gpu is not installed"},
 		"nothing asked":    {"echo asked >&2; exit 1", "a: {DEVICES: []}", "", "", "", ""},
 		"another vendor":   {"echo asked >&2; exit 1", "a: {DEVICES: [amd.com/gpu=0]}", "", "", "amd.com/gpu=0", ""},
-		"not in the spec":  {one, "a: {type: docker, DEVICES: [vendor.example/card=2]}", "there is no vendor.example/card=2; the machine's CDI specs have vendor.example/card=1", "", "", ""},
+		"not in the spec":  {one, "a: {type: docker, DEVICES: [vendor.example/card=2]}", "", "there is no vendor.example/card=2; the machine's CDI specs have vendor.example/card=1", "", "there is no vendor.example/card=2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -204,6 +206,64 @@ func TestGPUsByCount(t *testing.T) {
 	allot(g, "c")
 	restore()
 	has(g, map[string]string{"a": "GPU-c", "b": "GPU-a", "c": "GPU-b"})
+}
+
+// A GPU that has failed and is not listed any more looks like a mistyped name. It must not
+// keep other sheep from working; what a reload adds is refused.
+func TestAbsentGPUs(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":/usr/bin:/bin")
+	lists := func(gpus string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "shepherd-gpu"), []byte("#!/bin/sh\necho '{\"driver\":\"1\",\"gpus\":["+gpus+"]}'\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const first, second = `{"index":0,"minor":0,"uuid":"GPU-a"}`, `{"index":1,"minor":1,"uuid":"GPU-b"}`
+	configured := func(devices ...string) *config.Config {
+		t.Helper()
+		cfg := &config.Config{StateDir: dir}
+		for i, name := range devices {
+			d, err := gpu.ParseDevice(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg.Sheep = append(cfg.Sheep, config.Sheep{Name: fmt.Sprint("sheep-", i), Devices: gpu.Devices{List: []gpu.Device{d}}})
+		}
+		return cfg
+	}
+	present := configured("/dev/nvidia0", "/dev/nvidia1")
+
+	lists(first)
+	var stop closers
+	defer stop.close()
+	g, err := openGPUs(t.Context(), present, slog.New(slog.DiscardHandler), &stop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // after the start, and after a reload that does not change the devices
+		if grants, err := g.grantsOf(t.Context(), "sheep-0"); err != nil || len(grants) != 1 {
+			t.Errorf("sheep-0 has %v, %v", grants, err)
+		}
+		if _, err := g.grantsOf(t.Context(), "sheep-1"); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "there is no /dev/nvidia1") {
+			t.Errorf("sheep-1 has the error %v", err)
+		}
+		if err := g.allot(t.Context(), present.Requests()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, next := range map[string]*config.Config{
+		"another name": configured("/dev/nvidia0", "/dev/nvidia2"),
+		"a new sheep":  configured("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia3"),
+	} {
+		if err := g.allot(t.Context(), next.Requests()); err == nil || !strings.Contains(err.Error(), "there is no /dev/nvidia") {
+			t.Errorf("a reload with %s: %v", what, err)
+		}
+	}
+	lists(first + "," + second)
+	if grants, err := g.grantsOf(t.Context(), "sheep-1"); err != nil || len(grants) != 1 || grants[0].GPU.UUID != "GPU-b" {
+		t.Errorf("sheep-1 has %v, %v after its GPU is back", grants, err)
+	}
 }
 
 func TestXidRules(t *testing.T) {

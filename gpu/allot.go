@@ -51,6 +51,9 @@ type Problem struct {
 	Text  string
 	// Later is true if a later attempt may succeed.
 	Later bool
+	// Absent is true if the machine lacks a device, or has too few. A mistyped name looks like
+	// that, and so does a GPU that has failed.
+	Absent bool
 }
 
 func (p *Problem) Error() string { return "sheep " + p.Sheep + ": devices: " + p.Text }
@@ -188,10 +191,6 @@ type allotment struct {
 	problems []*Problem
 }
 
-func (a *allotment) wrong(sheep string, later bool, format string, args ...any) {
-	a.problems = append(a.problems, &Problem{Sheep: sheep, Text: fmt.Sprintf(format, args...), Later: later})
-}
-
 // list grants a sheep the devices that it lists.
 func (a *allotment) list(r Request) {
 	for _, d := range r.Devices.List {
@@ -252,7 +251,7 @@ func (a *allotment) find(d Device) ([]Grant, *Problem) {
 	if a.CDITrouble != "" {
 		text += "; some cannot be used: " + a.CDITrouble
 	}
-	return nil, &Problem{Text: text}
+	return nil, &Problem{Text: text, Absent: true}
 }
 
 // described returns the names of the devices of a kind in the CDI specs.
@@ -281,7 +280,7 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	if d.All() {
 		grants := inv.all()
 		if len(grants) == 0 {
-			return nil, &Problem{Text: fmt.Sprintf("%s asks for all GPUs, but %s", d, inv.there()), Later: inv.broken() > 0}
+			return nil, &Problem{Text: fmt.Sprintf("%s asks for all GPUs, but %s", d, inv.there()), Later: inv.broken() > 0, Absent: true}
 		}
 		return grants, nil
 	}
@@ -314,7 +313,7 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	if silent && name != "" {
 		return nil, &Problem{Text: fmt.Sprintf("%s does not answer and cannot be identified; %s (look at dmesg; nvidia-smi --gpu-reset, or restart the machine)", d, inv.there()), Later: true}
 	}
-	return nil, &Problem{Text: fmt.Sprintf("there is no %s; %s", d, inv.there()), Later: silent}
+	return nil, &Problem{Text: fmt.Sprintf("there is no %s; %s", d, inv.there()), Later: silent, Absent: true}
 }
 
 // all returns the GPUs that are not in MIG mode, and the instances of those that are,
@@ -432,7 +431,8 @@ func (a *allotment) free(r Request) (free []Grant, holders map[Device]int) {
 func (a *allotment) count(r Request) {
 	whole := len(a.whole())
 	if a.Inventory == nil && whole == 0 {
-		a.wrong(r.Sheep, true, "%s cannot be chosen, because neither NVIDIA's driver nor a CDI spec lists any GPU", r.Devices)
+		text := fmt.Sprintf("%s cannot be chosen, because neither NVIDIA's driver nor a CDI spec lists any GPU", r.Devices)
+		a.problems = append(a.problems, &Problem{Sheep: r.Sheep, Text: text, Later: true, Absent: true})
 		return
 	}
 	free, holders := a.free(r)
@@ -445,7 +445,7 @@ func (a *allotment) count(r Request) {
 		if broken > 0 {
 			text += fmt.Sprintf("; GPUs that do not answer: %d (look at dmesg; nvidia-smi --gpu-reset, or restart the machine)", broken)
 		}
-		a.wrong(r.Sheep, len(free)+broken >= r.Devices.Count, "%s", text)
+		a.problems = append(a.problems, &Problem{Sheep: r.Sheep, Text: text, Later: len(free)+broken >= r.Devices.Count, Absent: true})
 		return
 	}
 	slices.SortStableFunc(free, func(x, y Grant) int {

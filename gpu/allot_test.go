@@ -59,6 +59,8 @@ func outcome(grants map[string][]Grant, problems []*Problem) []string {
 		text := p.Error()
 		if p.Later {
 			text += " (later)"
+		} else if p.Absent {
+			text += " (absent)"
 		}
 		list = append(list, text)
 	}
@@ -83,12 +85,12 @@ func TestAllot(t *testing.T) {
 		"all": {known, []string{"a: all"},
 			[]string{"a: nvidia.com/gpu=GPU-aaaa@GPU-aaaa nvidia.com/gpu=GPU-bbbb@GPU-bbbb nvidia.com/gpu=MIG-0000@GPU-cccc/MIG-0000 nvidia.com/gpu=MIG-1111@GPU-cccc/MIG-1111 nvidia.com/gpu=GPU-dddd@GPU-dddd"}},
 		"not there": {known, []string{"a: [/dev/nvidia7]", "b: ['nvidia.com/gpu=2:5']", "c: [" + vendor + "=c]"}, []string{
-			"sheep a: devices: there is no /dev/nvidia7; the machine has 0 (A100, GPU-aaaa), 1 (A100, GPU-bbbb), 2 (A100 in MIG mode, with nvidia.com/gpu=2:0 (3g.20gb, MIG-0000), nvidia.com/gpu=2:1 (3g.20gb, MIG-1111)), 3 (A100, GPU-dddd)",
-			"sheep b: devices: there is no nvidia.com/gpu=2:5; the machine has 0 (A100, GPU-aaaa), 1 (A100, GPU-bbbb), 2 (A100 in MIG mode, with nvidia.com/gpu=2:0 (3g.20gb, MIG-0000), nvidia.com/gpu=2:1 (3g.20gb, MIG-1111)), 3 (A100, GPU-dddd)",
-			"sheep c: devices: there is no vendor.example/gpu=c; the machine's CDI specs have vendor.example/gpu=a, vendor.example/gpu=b"}},
+			"sheep a: devices: there is no /dev/nvidia7; the machine has 0 (A100, GPU-aaaa), 1 (A100, GPU-bbbb), 2 (A100 in MIG mode, with nvidia.com/gpu=2:0 (3g.20gb, MIG-0000), nvidia.com/gpu=2:1 (3g.20gb, MIG-1111)), 3 (A100, GPU-dddd) (absent)",
+			"sheep b: devices: there is no nvidia.com/gpu=2:5; the machine has 0 (A100, GPU-aaaa), 1 (A100, GPU-bbbb), 2 (A100 in MIG mode, with nvidia.com/gpu=2:0 (3g.20gb, MIG-0000), nvidia.com/gpu=2:1 (3g.20gb, MIG-1111)), 3 (A100, GPU-dddd) (absent)",
+			"sheep c: devices: there is no vendor.example/gpu=c; the machine's CDI specs have vendor.example/gpu=a, vendor.example/gpu=b (absent)"}},
 		"no GPU at all": {Machine{Inventory: &Inventory{}}, []string{"a: [/dev/nvidia0]", "b: all"}, []string{
-			"sheep a: devices: there is no /dev/nvidia0; the machine has no GPU",
-			"sheep b: devices: nvidia.com/gpu=all asks for all GPUs, but the machine has no GPU"}},
+			"sheep a: devices: there is no /dev/nvidia0; the machine has no GPU (absent)",
+			"sheep b: devices: nvidia.com/gpu=all asks for all GPUs, but the machine has no GPU (absent)"}},
 		"MIG mode": {known, []string{"a: [nvidia.com/gpu=2]"},
 			[]string{"sheep a: devices: nvidia.com/gpu=2 is in MIG mode and cannot be used as a whole; name its instances: nvidia.com/gpu=2:0 (3g.20gb, MIG-0000), nvidia.com/gpu=2:1 (3g.20gb, MIG-1111)"}},
 		"twice, by other names": {known, []string{"a: [/dev/nvidia0]", "b: [nvidia.com/gpu=GPU-bbbb]"}, []string{"a: /dev/nvidia0@GPU-bbbb",
@@ -103,7 +105,7 @@ func TestAllot(t *testing.T) {
 		"by count, too many": {known, []string{"a: {count: 2}", "b: [nvidia.com/gpu=0]"}, []string{"b: nvidia.com/gpu=0@GPU-aaaa",
 			"sheep a: devices: asks for any 2 GPUs, but only 1 of 2 whole GPUs are not given to other sheep; GPUs that do not answer: 1 (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (later)"}},
 		"by count, more than there are": {known, []string{"a: {count: 4}"}, []string{
-			"sheep a: devices: asks for any 4 GPUs, but only 2 of 2 whole GPUs are not given to other sheep; GPUs that do not answer: 1 (look at dmesg; nvidia-smi --gpu-reset, or restart the machine)"}},
+			"sheep a: devices: asks for any 4 GPUs, but only 2 of 2 whole GPUs are not given to other sheep; GPUs that do not answer: 1 (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (absent)"}},
 		"all, of which none answers": {Machine{Inventory: &Inventory{GPUs: []GPU{{Index: 0, State: State{Lost: true}}}}}, []string{"a: all"}, []string{
 			"sheep a: devices: nvidia.com/gpu=all asks for all GPUs, but the machine has 0 (which does not answer) (later)"}},
 		"by count, shared": {known, []string{"a: {count: 1} shared", "b: {count: 1} shared", "c: {count: 2} shared", "d: [nvidia.com/gpu=1] shared"},
@@ -115,7 +117,7 @@ func TestAllot(t *testing.T) {
 			"sheep d: devices: any GPU cannot be chosen, because neither NVIDIA's driver nor a CDI spec lists any GPU (later)"}},
 		"by the host's spec": {spec, []string{"a: [/dev/nvidia2]", "b: {count: 1}", "c: [nvidia.com/gpu=4]"}, []string{
 			"a: /dev/nvidia2", "b: nvidia.com/gpu=10",
-			"sheep c: devices: there is no nvidia.com/gpu=4; the machine's CDI specs have nvidia.com/gpu=10, nvidia.com/gpu=2, nvidia.com/gpu=GPU-aaaa, nvidia.com/gpu=all"}},
+			"sheep c: devices: there is no nvidia.com/gpu=4; the machine's CDI specs have nvidia.com/gpu=10, nvidia.com/gpu=2, nvidia.com/gpu=GPU-aaaa, nvidia.com/gpu=all (absent)"}},
 		"one is silent": {Machine{Inventory: &Inventory{GPUs: []GPU{{Index: 0, Minor: 0, UUID: "GPU-aaaa", Name: "A100"}, {Index: 1, Minor: 1, State: State{Lost: true}}, {Index: 2, Minor: 2, State: State{Lost: true}}}}},
 			[]string{"a: [nvidia.com/gpu=1]", "b: [/dev/nvidia2]", "c: [nvidia.com/gpu=GPU-cccc]", "d: {count: 1}"}, []string{
 				"d: nvidia.com/gpu=GPU-aaaa@GPU-aaaa",
@@ -132,7 +134,7 @@ func TestAllot(t *testing.T) {
 				"sheep b: devices: nvidia.com/gpu=1:1 does not answer and cannot be identified; the machine has 0 (which does not answer), 1 (A100 in MIG mode, with nvidia.com/gpu=1:0 (, MIG-1111), nvidia.com/gpu=1:1 (1g.5gb, )) (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (later)"}},
 		"only all": {Machine{CDI: []string{"nvidia.com/gpu=all"}}, []string{"a: [/dev/nvidia0]"}, []string{"a: /dev/nvidia0"}},
 		"specs of no use": {Machine{CDI: []string{"nvidia.com/gpu=1"}, CDITrouble: "a.yaml and b.yaml both define nvidia.com/gpu=0"}, []string{"a: [/dev/nvidia0]"}, []string{
-			"sheep a: devices: there is no /dev/nvidia0; the machine's CDI specs have nvidia.com/gpu=1; some cannot be used: a.yaml and b.yaml both define nvidia.com/gpu=0"}},
+			"sheep a: devices: there is no /dev/nvidia0; the machine's CDI specs have nvidia.com/gpu=1; some cannot be used: a.yaml and b.yaml both define nvidia.com/gpu=0 (absent)"}},
 		"another vendor": {known, []string{"a: [" + vendor + "=a]", "b: [" + vendor + "=a]", "c: [amd.com/gpu=0]"}, []string{
 			"a: vendor.example/gpu=a", "c: amd.com/gpu=0",
 			"sheep b: devices: vendor.example/gpu=a is given to sheep a as well (as vendor.example/gpu=a); give it to one of them, or set `shared: true` for both"}},
