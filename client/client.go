@@ -62,7 +62,11 @@ func New(c Config) (*ClientWithResponses, error) {
 func newDoer(c Config) (*doer, string, error) {
 	server := strings.TrimRight(c.Server, "/")
 	u, err := url.Parse(server)
-	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute}
+	transport := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
+		// Without pings, retries would use an HTTP/2 connection that the network has lost.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 10 * time.Second},
+	}
 	base := server
 	switch {
 	case err == nil && u.Scheme == "unix" && u.Host == "" && u.Path != "":

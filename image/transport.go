@@ -52,6 +52,9 @@ func newTransport(caFile string) (*http.Transport, error) {
 		IdleConnTimeout:       60 * time.Second,
 		MaxIdleConnsPerHost:   16,
 		ForceAttemptHTTP2:     true,
+		// All requests to a host share one HTTP/2 connection. Without pings, retries would
+		// use it until TCP gives it up, a quarter of an hour after the network has lost it.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 	}
 	if caFile == "" {
 		return t, nil

@@ -2,10 +2,12 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -203,5 +205,59 @@ func TestRateLimit(t *testing.T) {
 	f := s.explanation(err)
 	if !errdefs.IsUnavailable(f) || !strings.Contains(f.message, "answers 429 Too Many Requests (4 attempts): it limits how often it is asked; ") {
 		t.Errorf("%v", f)
+	}
+}
+
+// silencedConn loses what is written to it once it is silenced.
+type silencedConn struct {
+	net.Conn
+	silenced *atomic.Bool
+}
+
+func (c silencedConn) Write(p []byte) (int, error) {
+	if c.silenced.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+// A network may lose a connection without a sign. Later requests must not use it.
+func TestLostHTTP2Connection(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	transport, err := newTransport("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transport.CloseIdleConnections()
+	transport.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	transport.HTTP2.SendPingTimeout, transport.HTTP2.PingTimeout = 100*time.Millisecond, 3*time.Second
+	var silenced atomic.Bool
+	dial := transport.DialContext
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if silenced.Load() {
+			return conn, err
+		}
+		return silencedConn{conn, &silenced}, err
+	}
+	get := func() (string, error) {
+		answer, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Get(server.URL)
+		if err != nil {
+			return "", err
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		return string(text), err
+	}
+	if proto, err := get(); err != nil || proto != "HTTP/2.0" {
+		t.Fatalf("got %q, %v", proto, err)
+	}
+	silenced.Store(true)
+	_, _ = get() // it may be the one that shows the loss
+	if proto, err := get(); err != nil || proto != "HTTP/2.0" {
+		t.Errorf("after the connection was lost: %q, %v", proto, err)
 	}
 }

@@ -109,5 +109,7 @@ func newTransport(allow []netip.Prefix) *http.Transport {
 	return &http.Transport{
 		DialContext: dialer.DialContext, ForceAttemptHTTP2: true, TLSHandshakeTimeout: connectTime, DisableCompression: true,
 		MaxIdleConns: senders, MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second, MaxResponseHeaderBytes: 64 << 10,
+		// Without pings, retries would use an HTTP/2 connection that the network has lost.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: connectTime, PingTimeout: connectTime},
 	}
 }
