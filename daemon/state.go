@@ -49,10 +49,10 @@ func lockState(dir string) (*durable.FileLock, error) {
 }
 
 // writeAddress writes the address of the API to the state directory, for commands
-// that are given the same configuration. remove removes it.
+// that are given the same configuration: they may read it at any moment. remove removes it.
 func writeAddress(dir, url string) (remove func(), err error) {
 	path := filepath.Join(dir, "api")
-	if err := os.WriteFile(path, []byte(url+"\n"), 0o600); err != nil {
+	if err := durable.WriteFile(path, []byte(url+"\n"), 0o600); err != nil {
 		return nil, fmt.Errorf("write the address of the API: %w", err)
 	}
 	return func() { _ = os.Remove(path) }, nil // a stale file is harmless: the lock shows whether a daemon runs

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/iterait/shepherd/config"
@@ -32,6 +33,30 @@ func TestStateIsPrivate(t *testing.T) {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}
 	}
+}
+
+// TestAddressIsWhole, also for a command that reads it while the daemon writes it.
+func TestAddressIsWhole(t *testing.T) {
+	const url = "unix:///x"
+	dir := t.TempDir()
+	var writing sync.WaitGroup
+	var written atomic.Bool
+	writing.Go(func() {
+		defer written.Store(true)
+		for range 200 {
+			if _, err := writeAddress(dir, url); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for !written.Load() {
+		if at, err := Address(dir); err == nil && at != url {
+			t.Errorf("the address is %q", at)
+			break
+		}
+	}
+	writing.Wait()
 }
 
 // TestCommandsDoNotKeepADaemonFromStarting: asking whether one is running does not,
