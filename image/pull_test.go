@@ -211,7 +211,11 @@ func TestLocalImageServesWhileTheRegistryIsAway(t *testing.T) {
 			t.Errorf("%s: warnings %q", name, lines)
 		}
 		_, err := s.Ensure(t.Context(), job.Model{Name: "other", Version: "v1"}, nil)
-		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "attempts); check registry.url") {
+		next := "check registry.url"
+		if fault.Status == http.StatusTooManyRequests {
+			next = "it limits how often it is asked"
+		}
+		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "attempts); "+next) {
 			t.Errorf("%s, without a local image: %v", name, err)
 		}
 	}
