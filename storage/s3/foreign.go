@@ -2,10 +2,12 @@ package s3
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
+	"strings"
 
 	"github.com/containerd/errdefs"
 )
@@ -33,38 +35,39 @@ func (a *s3Answers) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // foreign reports whether no S3 server answers a request so: with a page instead of what
-// was stored or of the reason why not, or with a listing that is not XML.
+// was stored or of the reason why not, or with a listing that is not XML. Only the body
+// counts: servers that are made with a web framework call what they send text/html, also
+// an empty answer.
 func foreign(r *http.Request, answer *http.Response) bool {
 	status := answer.StatusCode
-	if status/100 != 2 && status != http.StatusNotFound && status != http.StatusForbidden {
+	if r.Method == http.MethodHead || status/100 != 2 && status != http.StatusNotFound && status != http.StatusForbidden {
 		return false
 	}
-	kind, _, _ := mime.ParseMediaType(answer.Header.Get("Content-Type"))
-	page := kind == "text/html"
 	if r.URL.Query().Has("list-type") {
-		return page || !beginsAsXML(answer)
+		start := begin(answer)
+		return len(start) > 0 && (start[0] != '<' || isPage(start))
 	}
 	// A stored page has an ETag; a proxy may forbid single requests.
-	return page && answer.Header.Get("ETag") == "" && status != http.StatusForbidden
+	kind, _, _ := mime.ParseMediaType(answer.Header.Get("Content-Type"))
+	return kind == "text/html" && answer.Header.Get("ETag") == "" && status != http.StatusForbidden && isPage(begin(answer))
 }
 
-// beginsAsXML reports whether the body of an answer, if there is one, begins as XML does.
-func beginsAsXML(answer *http.Response) bool {
+// isPage reports whether a body that begins so is an HTML page.
+func isPage(start []byte) bool {
+	text := strings.ToLower(string(start))
+	return strings.HasPrefix(text, "<!doctype html") || strings.HasPrefix(text, "<html")
+}
+
+// begin returns how the body of an answer begins, without a byte order mark and white space,
+// and leaves the body as it is. It is empty if there is no body, or an error in the place of
+// one, which is left to the reader.
+func begin(answer *http.Response) []byte {
+	const enough = 64
 	body := bufio.NewReader(answer.Body)
 	answer.Body = struct {
 		io.Reader
 		io.Closer
 	}{body, answer.Body}
-	for {
-		start, err := body.Peek(1)
-		if err != nil {
-			return true // whoever reads it meets the error
-		}
-		switch start[0] {
-		case ' ', '\t', '\r', '\n':
-			_, _ = body.Discard(1)
-		default:
-			return start[0] == '<' || start[0] == 0xef // which begins a byte order mark
-		}
-	}
+	start, _ := body.Peek(enough)
+	return bytes.TrimLeft(bytes.TrimPrefix(start, []byte("\xef\xbb\xbf")), " \t\r\n")
 }
