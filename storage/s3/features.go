@@ -19,6 +19,10 @@ type features struct {
 	otherETags atomic.Bool
 	// noUploadList: multipart uploads cannot be listed.
 	noUploadList atomic.Bool
+	// reclaims: creating a bucket that the account has already succeeds, as on AWS in
+	// us-east-1 and on Ceph. refuses: it is refused. Neither is set before the first bucket
+	// has been created.
+	reclaims, refuses atomic.Bool
 }
 
 // lacks records that storage lacks a feature, and logs it once.

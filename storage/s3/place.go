@@ -46,7 +46,7 @@ func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 // Init makes the job's place with payload as inputs/input.
 //
 // Two conditions make it exclusive. Only one client can create a bucket; where that
-// does not hold (a prefix per job, AWS in us-east-1), a place that has any file is
+// does not hold (a prefix per job, AWS in us-east-1, Ceph), a place that has any file is
 // taken. And the input is written only if it does not exist, which decides between two
 // clients that came this far at the same time.
 //
@@ -79,7 +79,7 @@ func (s *Store) makePlace(ctx context.Context, id job.ID, name string, payload [
 }
 
 func (s *Store) init(ctx context.Context, id job.ID, name string, payload []byte) error {
-	look := s.layout.Bucket != "" || s.reclaims
+	look := s.layout.Bucket != ""
 	if s.layout.Bucket == "" {
 		ours, err := s.submissions.begin(id)
 		if err != nil {
@@ -88,6 +88,7 @@ func (s *Store) init(ctx context.Context, id job.ID, name string, payload []byte
 		unsure, err := s.makeBucket(ctx, id)
 		switch {
 		case err == nil:
+			look = s.reclaims(ctx, id)
 		case errdefs.IsAlreadyExists(err) && (ours || unsure || s.shared):
 			look = true
 		case errdefs.IsAlreadyExists(err):
@@ -142,6 +143,21 @@ func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err err
 		return s.objects.client.MakeBucket(ctx, string(id), minio.MakeBucketOptions{})
 	})
 	return unsure, err
+}
+
+// reclaims reports whether the job's bucket, which was created without an error, may have
+// existed before. It finds out, once, by creating it again.
+func (s *Store) reclaims(ctx context.Context, id job.ID) bool {
+	features := &s.objects.features
+	if !features.reclaims.Load() && !features.refuses.Load() {
+		switch _, err := s.makeBucket(ctx, id); {
+		case err == nil:
+			s.objects.lacks(&features.reclaims, "refusal of a bucket that exists", "a bucket is listed before it is used")
+		case errdefs.IsAlreadyExists(err):
+			features.refuses.Store(true)
+		}
+	}
+	return !features.refuses.Load()
 }
 
 // undoInit removes the bucket if writing the input failed.

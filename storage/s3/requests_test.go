@@ -43,6 +43,9 @@ func TestRequests(t *testing.T) {
 						t.Errorf("told of %q in %v", op, took)
 					}
 				}})
+			if err := store.Init(t.Context(), "first", nil); err != nil { // which finds out what the server does
+				t.Fatal(err)
+			}
 			const id = job.ID("counted")
 			dir := t.TempDir()
 			for _, step := range []struct {

@@ -122,9 +122,6 @@ type Store struct {
 	submissions *submissions
 	// shared says that other daemons make places, too; see Config.Shared.
 	shared bool
-	// reclaims says that the server answers success to making a bucket that the
-	// account has already, as AWS does in us-east-1.
-	reclaims bool
 	// pingBucket is a name that no bucket has.
 	pingBucket string
 	log        *slog.Logger
@@ -174,7 +171,6 @@ func New(c Config) (*Store, error) {
 			log:        log,
 		},
 		shared:     c.Shared,
-		reclaims:   s3utils.IsAmazonEndpoint(url.URL{Scheme: "https", Host: endpoint}) && options.Region == defaultRegion,
 		pingBucket: "shepherd-ping-" + strings.ToLower(rand.Text()),
 		log:        log,
 	}
