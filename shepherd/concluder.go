@@ -74,11 +74,11 @@ func stopped(why error) ending {
 
 // end ends the attempt in the background. It blocks only while maxConcluding attempts are
 // being ended already.
-func (c *concluder) end(work context.Context, a *attempt, end ending) { c.endAfter(nil, work, a, end) }
+func (c *concluder) end(work context.Context, a *attempt, end ending) { c.endAfter(work, nil, a, end) }
 
 // endAfter is end for an attempt whose results are not stored before over is closed; see
 // handover. A nil over counts as closed.
-func (c *concluder) endAfter(over <-chan struct{}, work context.Context, a *attempt, end ending) {
+func (c *concluder) endAfter(work context.Context, over <-chan struct{}, a *attempt, end ending) {
 	l := c.lane
 	at := l.clock.now()
 	account := accountOf(l, a, end, at)

@@ -209,7 +209,7 @@ func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context
 		over = w.handover.begin()
 	}
 	w.pulse.waits() // possibly for storage
-	w.lane.concluder.endAfter(over, work, a, end)
+	w.lane.concluder.endAfter(work, over, a, end)
 	w.pulse.works()
 	return false
 }
