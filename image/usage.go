@@ -231,7 +231,7 @@ func (s *Store) Remove(ctx context.Context, m job.Model) error {
 		return s.explainAs(operation, err)
 	}
 	if id := inUse[r.String()]; id != "" {
-		return failf(errdefs.ErrFailedPrecondition, "%s: container %s was created from it; slaughter its sheep first", operation, id)
+		return failf(errdefs.ErrFailedPrecondition, "%s: container %s was created from it; stop its sheep first", operation, id)
 	}
 	err = s.client.ImageService().Delete(ctx, r.String(), images.SynchronousDelete())
 	if errdefs.IsNotFound(err) {

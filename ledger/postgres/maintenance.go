@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"time"
 
@@ -43,8 +42,8 @@ type maintenance struct {
 	todo
 
 	// Only the goroutine touches these.
-	swept   time.Time // when the ledger was swept last
-	failing bool
+	swept  time.Time // when the ledger was swept last
+	outage outage
 }
 
 // todo is the work that there may be.
@@ -176,10 +175,10 @@ func (m *maintenance) run(ctx context.Context) {
 		case <-timer.C:
 		case <-m.woken:
 		}
-		m.report(m.work(ctx))
+		m.outage.report(m.l, m.work(ctx), "Cannot run timers, take back the jobs of lost nodes or remove what is no longer kept; it is tried again", "The ledger is maintained again")
 		rest := m.l.cfg.Poll
 		m.mu.Lock()
-		if !m.nextTimer.IsZero() && !m.failing {
+		if !m.nextTimer.IsZero() && !m.outage.lasts {
 			rest = min(rest, time.Until(m.nextTimer))
 		}
 		m.mu.Unlock()
@@ -187,16 +186,18 @@ func (m *maintenance) run(ctx context.Context) {
 	}
 }
 
-// report logs when maintenance starts to fail and when it works again.
-func (m *maintenance) report(err error) {
+// outage is whether work that is repeated fails.
+type outage struct{ lasts bool }
+
+// report logs, once each, when the work starts to fail and when it succeeds again.
+func (o *outage) report(l *Ledger, err error, fails, succeeds string) {
 	switch {
-	case err == nil && m.failing:
-		m.failing = false
-		m.l.cfg.Log.Info("The ledger is maintained again", "server", m.l.server)
-	case err != nil && !errors.Is(err, context.Canceled) && !m.failing:
-		m.failing = true
-		m.l.cfg.Log.Warn("Cannot run timers, take back the jobs of lost nodes or remove what is no longer kept; it is tried again",
-			slog.Any("error", explain(m.l.server, "maintain the ledger", err)))
+	case err == nil && o.lasts:
+		o.lasts = false
+		l.cfg.Log.Info(succeeds, "server", l.server)
+	case err != nil && !errors.Is(err, context.Canceled) && !o.lasts:
+		o.lasts = true
+		l.cfg.Log.Warn(fails, "error", explain(l.server, "maintain the ledger", err))
 	}
 }
 

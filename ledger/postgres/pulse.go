@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"slices"
 	"time"
 
@@ -22,7 +21,7 @@ type pulse struct {
 	// Only the goroutine touches these.
 	renewed   time.Time // when leases were renewed last
 	lastEvent int64     // the last number of an event that was seen
-	failing   bool
+	outage    outage
 }
 
 // pulseTime bounds one pulse: within a lease there is time for another.
@@ -38,21 +37,8 @@ func (p *pulse) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		began := time.Now()
-		p.report(p.beat(ctx))
+		p.outage.report(p.m.l, p.beat(ctx), "Cannot renew leases or look for changes in the ledger; it is tried again", "The ledger's database answers again")
 		timer.Reset(max(time.Until(began.Add(p.m.l.cfg.Poll)), time.Millisecond))
-	}
-}
-
-// report logs when pulses start to fail and when they work again.
-func (p *pulse) report(err error) {
-	switch {
-	case err == nil && p.failing:
-		p.failing = false
-		p.m.l.cfg.Log.Info("The ledger's database answers again", "server", p.m.l.server)
-	case err != nil && !errors.Is(err, context.Canceled) && !p.failing:
-		p.failing = true
-		p.m.l.cfg.Log.Warn("Cannot renew leases or look for changes in the ledger; it is tried again",
-			slog.Any("error", explain(p.m.l.server, "maintain the ledger", err)))
 	}
 }
 

@@ -40,7 +40,7 @@ func (a *s3Answers) RoundTrip(r *http.Request) (*http.Response, error) {
 // an empty answer.
 func foreign(r *http.Request, answer *http.Response) bool {
 	status := answer.StatusCode
-	if r.Method == http.MethodHead || status/100 != 2 && status != http.StatusNotFound && status != http.StatusForbidden {
+	if status/100 != 2 && status != http.StatusNotFound && status != http.StatusForbidden {
 		return false
 	}
 	if r.URL.Query().Has("list-type") {
