@@ -227,6 +227,18 @@ func TestReclaims(t *testing.T) {
 	if err := store.Init(t.Context(), "job", []byte("payload")); !errors.Is(err, storage.ErrExists) {
 		t.Errorf("the first Init, of a place in use: %v", err)
 	}
+	// A place without an input does not fail the condition under which that is written.
+	if err := store.objects.remove(t.Context(), "job", inputName); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"the first", "a later"} {
+		if what == "the first" {
+			store = newStore(t, Config{URL: lenient.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey})
+		}
+		if err := store.Init(t.Context(), "job", []byte("payload")); !errors.Is(err, storage.ErrExists) {
+			t.Errorf("%s Init, of a place with outputs alone: %v", what, err)
+		}
+	}
 }
 
 // TestUmask stages under a daemon's strict umask; the runner may be another user.
