@@ -117,6 +117,11 @@ func (s *Store) init(ctx context.Context, id job.ID, name string, payload []byte
 		s.endSubmission(id)
 		return s.takenUnlessSame(ctx, id, name, payload)
 	}
+	// A server may refuse a try before it has read the body, because an earlier one has stored
+	// the file, and the answer is lost with the connection.
+	if f := new(requestError); errors.As(err, &f) && f.unsure && ctx.Err() == nil && s.takenUnlessSame(ctx, id, name, payload) == nil {
+		err = nil
+	}
 	if s.layout.Bucket == "" {
 		s.undoInit(ctx, id, err)
 	}
