@@ -9,7 +9,7 @@ import (
 // minutes at most for a jump forward, so that nothing is removed early, and it never goes
 // back, so that a run that ends later is not taken for an older one.
 func TestAge(t *testing.T) {
-	l := mustOpen(t, quiet(newDatabase(t), ""))
+	l := openQuiet(t, quiet(newDatabase(t), ""))
 	age := func() time.Duration {
 		t.Helper()
 		var now time.Time
@@ -42,7 +42,6 @@ func TestAge(t *testing.T) {
 		}
 	}
 	const slow = time.Minute // of this test
-	l.maintenance.stop()
 	grows("at first", slow)
 	for range 5 {
 		sweep()

@@ -16,11 +16,10 @@ import (
 // record where another node has changed it, or the submission is of an id that has one.
 func TestUnread(t *testing.T) {
 	url := newDatabase(t)
-	l, other := mustOpen(t, quiet(url, "")), mustOpen(t, quiet(url, ""))
+	l, other := openQuiet(t, quiet(url, "")), openQuiet(t, quiet(url, ""))
 	for _, each := range []*Ledger{l, other} {
 		each.bell.notify = func(context.Context) error { return nil }
 	}
-	l.maintenance.stop()                                      // with its first statements
 	if _, _, err := l.load(t.Context(), "none"); err != nil { // the moment
 		t.Fatal(err)
 	}
@@ -86,7 +85,7 @@ func TestUnread(t *testing.T) {
 
 // TestLostClaims has a ledger forget its claims with its lease: others have them then.
 func TestLostClaims(t *testing.T) {
-	l := mustOpen(t, quiet(newDatabase(t), ""))
+	l := openQuiet(t, quiet(newDatabase(t), ""))
 	lease, err := l.Join(t.Context(), "node")
 	if err != nil {
 		t.Fatal(err)

@@ -24,9 +24,20 @@ var (
 
 func slot(sheep string) ledger.Slot { return ledger.Slot{Node: "node", Sheep: sheep} }
 
-// quiet is a Config whose ledger sends no statement that no caller asked for.
+// quiet is a Config whose ledger sends few statements that no caller asked for: the first ones
+// after it was opened.
 func quiet(url, direct string) Config {
 	return Config{URL: url, DirectURL: direct, Lease: longLease, Poll: time.Hour, Retention: func(job.Record) time.Duration { return time.Hour }}
+}
+
+// openQuiet opens a ledger that sends no statement that no caller asked for, as its
+// maintenance and its pulse are stopped. Otherwise their first run would meet what the test
+// does next, sooner or later.
+func openQuiet(t testing.TB, cfg Config) *Ledger {
+	t.Helper()
+	l := mustOpen(t, cfg)
+	l.maintenance.stop()
+	return l
 }
 
 // TestFaults cuts the connection at every statement of every change, in every way.
@@ -114,7 +125,7 @@ func TestFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			url := newDatabase(t)
 			p := newProxy(t, url)
-			l := mustOpen(t, quiet(p.url, url))
+			l := openQuiet(t, quiet(p.url, url))
 			l.prepares = true // as without a proxy
 			l.bell.notify = func(context.Context) error { return nil }
 			runs := 0
@@ -194,7 +205,7 @@ func TestAway(t *testing.T) {
 	p := newProxy(t, url)
 	cfg := quiet(strings.Replace(p.url, "postgres@", "postgres:secret@", 1), url)
 	cfg.RetryFor = 50 * time.Millisecond
-	l := mustOpen(t, cfg)
+	l := openQuiet(t, cfg)
 	p.listener.Close()
 	p.cutAll()
 	for name, err := range calls(t.Context(), l) {

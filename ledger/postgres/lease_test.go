@@ -28,7 +28,7 @@ func endLease(t *testing.T, l *Ledger, node string) {
 // neither change its jobs nor claim more until it joins again.
 func TestNodeLost(t *testing.T) {
 	url := newDatabase(t)
-	dead := mustOpen(t, quiet(url, url)) // it does not notice by itself
+	dead := openQuiet(t, quiet(url, url)) // it does not notice by itself
 	cfg := quiet(url, url)
 	cfg.Poll = 10 * time.Millisecond
 	alive := mustOpen(t, cfg)
@@ -108,7 +108,7 @@ func TestLeaseLost(t *testing.T) {
 	p.cutAll()
 	<-lease.Lost()
 
-	first, second := mustOpen(t, quiet(url, url)), mustOpen(t, quiet(url, url))
+	first, second := openQuiet(t, quiet(url, url)), openQuiet(t, quiet(url, url))
 	before, err := first.Join(t.Context(), "same")
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +118,6 @@ func TestLeaseLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, l := range []*Ledger{second, first} {
-		l.maintenance.stop() // to renew now
 		l.maintenance.pulse.renewed = time.Time{}
 		if err := l.maintenance.pulse.beat(t.Context()); err != nil {
 			t.Fatal(err)
@@ -140,7 +139,7 @@ func TestAlone(t *testing.T) {
 	url := newDatabase(t)
 	cfg := quiet(url, url)
 	cfg.Alone = true
-	first, second := mustOpen(t, cfg), mustOpen(t, cfg)
+	first, second := openQuiet(t, cfg), openQuiet(t, cfg)
 	ctx := t.Context()
 	lease, err := first.Join(ctx, "first")
 	if err != nil {
@@ -175,7 +174,7 @@ func TestAlone(t *testing.T) {
 // TestDoorbell hears what another node did without asking for it.
 func TestDoorbell(t *testing.T) {
 	url := newDatabase(t)
-	here, there := mustOpen(t, quiet(url, url)), mustOpen(t, quiet(url, url))
+	here, there := openQuiet(t, quiet(url, url)), openQuiet(t, quiet(url, url))
 	changed := here.Changed()
 	if _, err := there.Create(t.Context(), job.Record{ID: "x", Model: red}); err != nil {
 		t.Fatal(err)
@@ -196,7 +195,7 @@ func TestDoorbell(t *testing.T) {
 
 // TestTexts keeps texts that PostgreSQL cannot keep as near as it can.
 func TestTexts(t *testing.T) {
-	l := mustOpen(t, quiet(newDatabase(t), ""))
+	l := openQuiet(t, quiet(newDatabase(t), ""))
 	broken, want := "a\x00b\xff\xfe größe", "a\uFFFDb\uFFFD größe"
 	if _, err := l.Create(t.Context(), job.Record{ID: job.ID(broken), Model: job.Model{Name: broken}, Sheep: broken, Tenant: broken}); err != nil {
 		t.Fatal(err)
@@ -220,7 +219,7 @@ func TestTexts(t *testing.T) {
 // stops before one that a transaction has.
 func TestGaps(t *testing.T) {
 	url := newDatabase(t)
-	l := mustOpen(t, quiet(url, url))
+	l := openQuiet(t, quiet(url, url))
 	ctx := t.Context()
 	start, err := l.Now(ctx)
 	if err != nil {
@@ -278,7 +277,7 @@ func TestGaps(t *testing.T) {
 // has a while to come back, and then others have them.
 func TestLeave(t *testing.T) {
 	url := newDatabase(t)
-	l := mustOpen(t, quiet(url, url))
+	l := openQuiet(t, quiet(url, url))
 	ctx := t.Context()
 	left := func() (until *time.Time, inMinutes float64) {
 		t.Helper()
@@ -317,7 +316,7 @@ func TestLeave(t *testing.T) {
 // two that remove the files of one job would remove those of its next run, too.
 func TestRemovalOfAnotherNode(t *testing.T) {
 	url := newDatabase(t)
-	a, b := mustOpen(t, quiet(url, url)), mustOpen(t, quiet(url, url))
+	a, b := openQuiet(t, quiet(url, url)), openQuiet(t, quiet(url, url))
 	ctx := t.Context()
 	for node, l := range map[string]*Ledger{"a": a, "b": b} {
 		if _, err := l.Join(ctx, node); err != nil {
@@ -374,7 +373,7 @@ func TestRemovalOfAnotherNode(t *testing.T) {
 // is no failure of its maintenance.
 func TestNodeLostForSeveral(t *testing.T) {
 	url := newDatabase(t)
-	dead, slow := mustOpen(t, quiet(url, url)), mustOpen(t, quiet(url, url))
+	dead, slow := openQuiet(t, quiet(url, url)), openQuiet(t, quiet(url, url))
 	ctx := t.Context()
 	for node, l := range map[string]*Ledger{"dead": dead, "slow": slow} {
 		if _, err := l.Join(ctx, node); err != nil {
@@ -439,12 +438,16 @@ func TestPulseBesideWork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := mustOpen(t, quiet(url, url))
+	other := openQuiet(t, quiet(url, url))
 	other.bell.notify = func(context.Context) error { return nil } // l learns of its changes by polling
 	if _, err := l.Create(ctx, job.Record{ID: "late", Model: red, WaitUntil: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	<-working
+	select {
+	case <-working:
+	case <-time.After(time.Minute):
+		t.Fatal("maintenance does not fail the job")
+	}
 	changed := l.Changed()
 	if _, err := other.Create(ctx, job.Record{ID: "new", Model: red}); err != nil {
 		t.Fatal(err)
@@ -463,9 +466,7 @@ func TestPulseBesideWork(t *testing.T) {
 func TestDeadConnections(t *testing.T) {
 	url := newDatabase(t)
 	p := newProxy(t, url)
-	cfg := quiet(p.url, url)
-	l := mustOpen(t, cfg)
-	l.maintenance.stop()
+	l := openQuiet(t, quiet(p.url, url))
 	var idle []*pgxpool.Conn
 	for range 3 {
 		conn, err := l.pool.Acquire(t.Context())
@@ -492,7 +493,7 @@ func TestDeadConnections(t *testing.T) {
 // TestRenewedAtTheEnd has a lease be renewed at the moment its time is over.
 func TestRenewedAtTheEnd(t *testing.T) {
 	url := newDatabase(t)
-	l := mustOpen(t, quiet(url, url))
+	l := openQuiet(t, quiet(url, url))
 	joined, err := l.Join(t.Context(), "node")
 	if err != nil {
 		t.Fatal(err)
@@ -521,9 +522,8 @@ func TestPowerLostInATransaction(t *testing.T) {
 	}
 	cfg := limited(p.url)
 	cfg.DirectURL = url
-	dead, alive := mustOpen(t, cfg), mustOpen(t, limited(url))
+	dead, alive := openQuiet(t, cfg), openQuiet(t, limited(url))
 	dead.idle = 100 * time.Millisecond
-	dead.maintenance.stop() // of which no statement is to meet the fault
 	dead.bell.notify = func(context.Context) error { return nil }
 	if _, err := alive.Create(t.Context(), job.Record{ID: "job", Model: red}); err != nil {
 		t.Fatal(err)
