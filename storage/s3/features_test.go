@@ -39,6 +39,9 @@ func TestRclone(t *testing.T) {
 func rcloneHarness(t *testing.T) storagetest.Harness {
 	h := gatewayHarness(testenv.StartRcloneS3)(t)
 	h.KeepsParts = true
+	// It shows signs for control characters ("tab␉here") in the listing of a folder that it
+	// reads from the disk, which it does for one that two requests create at a time.
+	h.ChangesControls = true
 	return h
 }
 

@@ -38,7 +38,7 @@ func (s *suite) testStage(t *testing.T) {
 
 	t.Run("OddName", func(t *testing.T) {
 		inputs := make(map[string]string)
-		for _, name := range oddNames {
+		for _, name := range s.oddNames() {
 			inputs["inputs/"+name] = name
 		}
 		s.stage(t, s.fresh(t, inputs), t.TempDir(), inputs)

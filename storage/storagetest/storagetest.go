@@ -40,6 +40,9 @@ type Harness struct {
 	// KeepsParts says that the server refuses a part of an upload that it has with
 	// other content.
 	KeepsParts bool
+	// ChangesControls says that the server may list a name with control characters as
+	// another one.
+	ChangesControls bool
 	// Alone says that the Store is of one machine alone: it is no storage.Fencer.
 	Alone bool
 	// Signer makes addresses for the server; nil where there is none.
