@@ -2,6 +2,7 @@ package embedded_test
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -94,7 +95,7 @@ func TestNothingWithoutTheKeys(t *testing.T) {
 		}
 		if code := map[string]string{
 			"another key": "SignatureDoesNotMatch", "no time": "AccessDenied", "another service": "AuthorizationHeaderMalformed",
-			"an impossible date": "AuthorizationHeaderMalformed", "signature version 2": "InvalidRequest", "basic": "InvalidArgument",
+			"an impossible date": "AuthorizationHeaderMalformed", "signature version 2": "SignatureDoesNotMatch", "basic": "InvalidArgument",
 		}[name]; !bytes.Contains(text, []byte("<Code>"+code)) {
 			t.Errorf("%s: %s, want code %s", name, text, code)
 		}
@@ -171,6 +172,107 @@ func TestPresigned(t *testing.T) {
 		}
 		answer, text := s.send(presign(r, time.Now(), 60))
 		wantAnswer(t, answer, text, status, "")
+	}
+}
+
+// TestVersion2 signs requests as old clients do, in the header by Signature Version 2.
+func TestVersion2(t *testing.T) {
+	s := start(t, t.TempDir())
+	c := s.client(func(o *minio.Options) { o.Creds = credentials.NewStaticV2(accessKey, secretKey, "") })
+	b := s.bucket(c, "version2")
+	ctx := t.Context()
+	key := "a b/ü+%/x"
+	meta := map[string]string{"A": "1", "A-B": "2", "_a": "3"}
+	if _, err := c.PutObject(ctx, b, key, strings.NewReader("hello"), 5, minio.PutObjectOptions{ContentType: "text/x", UserMetadata: meta, SendContentMd5: true}); err != nil {
+		t.Fatal(err)
+	}
+	if string(get(t, c, b, key)) != "hello" {
+		t.Error("the object is not what was stored")
+	}
+	large := random(1, 11<<20)
+	if _, err := c.PutObject(ctx, b, "large", bytes.NewReader(large), int64(len(large)), minio.PutObjectOptions{PartSize: 5 << 20}); err != nil { // in parts
+		t.Fatal(err)
+	}
+	if !bytes.Equal(get(t, c, b, "large"), large) {
+		t.Error("the large object is not what was stored")
+	}
+	var keys []string
+	for o := range c.ListObjects(ctx, b, minio.ListObjectsOptions{Prefix: "a b/", Recursive: true}) {
+		if o.Err != nil {
+			t.Fatal(o.Err)
+		}
+		keys = append(keys, o.Key)
+	}
+	if len(keys) != 1 || keys[0] != key {
+		t.Errorf("the listing has %q", keys)
+	}
+	if _, err := c.CopyObject(ctx, minio.CopyDestOptions{Bucket: b, Object: "copy"}, minio.CopySrcOptions{Bucket: b, Object: key}); err != nil {
+		t.Error(err)
+	}
+	objects := make(chan minio.ObjectInfo, 2)
+	objects <- minio.ObjectInfo{Key: "copy"}
+	objects <- minio.ObjectInfo{Key: "large"}
+	close(objects)
+	for failed := range c.RemoveObjects(ctx, b, objects, minio.RemoveObjectsOptions{}) {
+		t.Error(failed.Err)
+	}
+
+	key = "ü %/x" // url.URL writes + in a path otherwise than the signer
+	put(t, c, b, key, []byte("hello"))
+	for _, test := range []struct {
+		name          string
+		query         string
+		before, after func(*http.Request) // the signature
+		status        int
+		code          string
+	}{
+		{"right", "", nil, nil, 200, ""},
+		{"response header", "response-content-type=a%2Fb", nil, nil, 200, ""},
+		{"virtual host", "", nil, nil, 200, ""},
+		{"date with an offset", "", func(r *http.Request) { r.Header.Set("Date", time.Now().Format(time.RFC1123Z)) }, nil, 200, ""},
+		{"S3's date", "", func(r *http.Request) {
+			r.Header.Set("X-Amz-Date", time.Now().UTC().Format(http.TimeFormat))
+		}, func(r *http.Request) { r.Header.Set("Date", "any") }, 403, "SignatureDoesNotMatch"}, // minio-go signs both
+		{"no date", "", nil, func(r *http.Request) { r.Header.Del("Date") }, 403, "AccessDenied"},
+		{"old", "", func(r *http.Request) {
+			r.Header.Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))
+		}, nil, 403, "RequestTimeTooSkewed"},
+		{"early", "", func(r *http.Request) {
+			r.Header.Set("Date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
+		}, nil, 403, "RequestTimeTooSkewed"},
+		{"another key", "", nil, func(r *http.Request) { r.URL.Path += "x" }, 403, "SignatureDoesNotMatch"},
+		{"another method", "", nil, func(r *http.Request) { r.Method = "DELETE" }, 403, "SignatureDoesNotMatch"},
+		{"another operation", "", nil, func(r *http.Request) { r.URL.RawQuery = "tagging" }, 403, "SignatureDoesNotMatch"},
+		{"a parameter that is not signed", "attributes", nil, nil, 400, "InvalidRequest"},
+		{"a header as a parameter", "x-amz-meta-a=b", nil, nil, 400, "InvalidRequest"},
+		{"a header that was added", "", nil, func(r *http.Request) { r.Header.Set("X-Amz-Copy-Source", "/x/y") }, 403, "SignatureDoesNotMatch"},
+		{"signed chunks", "", func(r *http.Request) {
+			r.Header.Set("X-Amz-Content-Sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
+		}, nil, 400, "InvalidRequest"},
+		{"unknown key", "", nil, func(r *http.Request) {
+			r.Header.Set("Authorization", "AWS some"+strings.TrimPrefix(r.Header.Get("Authorization"), "AWS "))
+		}, 403, "InvalidAccessKeyId"},
+		{"no signature", "", nil, func(r *http.Request) { r.Header.Set("Authorization", "AWS "+accessKey) }, 400, "InvalidArgument"},
+		{"an empty signature", "", nil, func(r *http.Request) { r.Header.Set("Authorization", "AWS "+accessKey+":") }, 403, "SignatureDoesNotMatch"},
+	} {
+		r, err := http.NewRequestWithContext(ctx, "GET", "http://"+s.addr, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.URL.Path, r.URL.RawQuery = "/"+b+"/"+key, test.query
+		virtual := test.name == "virtual host"
+		if virtual {
+			r.URL.Path, r.Host = "/"+key, b+".localhost"
+		}
+		if test.before != nil {
+			test.before(r)
+		}
+		r = signer.SignV2(*r, accessKey, secretKey, virtual)
+		if test.after != nil {
+			test.after(r)
+		}
+		answer, text := s.send(r)
+		wantAnswer(t, answer, text, test.status, cmp.Or(test.code, "hello"))
 	}
 }
 

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"cmp"
 	"mime"
 	"net/http"
 	"net/url"
@@ -18,11 +19,22 @@ const (
 	metaPrefix     = "X-Amz-Meta-"
 	taggingHeader  = "X-Amz-Tagging"
 	redirectHeader = "X-Amz-Website-Redirect-Location"
+	classHeader    = "X-Amz-Storage-Class"
 
 	maxMetadata = 2 << 10 // bytes of names and values
 	// defaultContentType is what S3 gives to objects that come without one.
 	defaultContentType = "binary/octet-stream"
 )
+
+// standardClass is the storage class of an object whose client named none. It is not stored.
+const standardClass = "STANDARD"
+
+// storageClasses are those of S3 from which objects are read at once. A class is stored and
+// returned; all objects are stored alike.
+var storageClasses = []string{standardClass, "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR"}
+
+// classOf is the storage class that attributes have.
+func classOf(attrs map[string]string) string { return cmp.Or(attrs[classHeader], standardClass) }
 
 var systemAttributes = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
 
@@ -36,6 +48,9 @@ func attributesOf(h http.Header) (map[string]string, error) {
 	}
 	if to := attrs[redirectHeader]; to != "" && !strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "http://") && !strings.HasPrefix(to, "https://") {
 		return nil, badRequest("InvalidRedirectLocation", "The website redirect location must have a prefix of 'http://' or 'https://' or '/'.")
+	}
+	if class := strings.ToUpper(h.Get(classHeader)); class != "" && class != standardClass {
+		attrs[classHeader] = class
 	}
 	if encoding := withoutChunks(attrs["Content-Encoding"]); encoding != "" {
 		attrs["Content-Encoding"] = encoding

@@ -56,6 +56,7 @@ func FuzzClaims(f *testing.F) {
 	f.Add("", "", "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential="+testAccessKey+"/"+scope+"&X-Amz-Date="+now.Format(amzTime)+"&X-Amz-Expires=60&X-Amz-SignedHeaders=host&X-Amz-Signature=00", "")
 	f.Add("AWS4-HMAC-SHA256 ,,,=", "x", "a=%&%zz;&&=", "y")
 	f.Add("", "", "AWSAccessKeyId="+testAccessKey+"&Expires=99999999999&Signature=AAAA&x-amz-meta-a=b&content-type=c&uploadId=d%26acl", "")
+	f.Add("AWS "+testAccessKey+":AAAA", now.Format(http.TimeFormat), "prefix=x&uploads&metadata=true", "")
 	v := &verifier{accessKey: testAccessKey, secretKey: testSecretKey, now: time.Now}
 	f.Fuzz(func(t *testing.T, auth, date, query, payload string) {
 		r, err := http.NewRequest(http.MethodGet, "http://x/b/k", nil)

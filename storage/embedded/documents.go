@@ -11,8 +11,6 @@ const (
 	namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
 	// ownerID owns all buckets and objects.
 	ownerID = "shepherd"
-
-	storageClass = "STANDARD"
 )
 
 // wireTime is a time as S3 writes it in XML.

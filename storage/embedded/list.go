@@ -84,7 +84,7 @@ func (l listing) objects(page folder.Page, owner *ownerXML) []objectXML {
 		}
 		o := objectXML{
 			Key: l.wire(item.Key), LastModified: wireTime(item.Modified), ETag: quote(item.ETag), Size: item.Size,
-			StorageClass: storageClass, Owner: owner,
+			StorageClass: classOf(item.Attrs), Owner: owner,
 		}
 		if item.Checksum.Algorithm != "" {
 			o.ChecksumAlgorithm, o.ChecksumType = item.Checksum.Algorithm, typeOf(item.Checksum)

@@ -234,7 +234,7 @@ func (h *handler) listUploads(r *request) error {
 			continue
 		}
 		out.Upload = append(out.Upload, uploadXML{
-			Key: l.wire(u.Key), UploadID: u.ID, Initiator: owner, Owner: owner, StorageClass: storageClass, Initiated: wireTime(u.Started),
+			Key: l.wire(u.Key), UploadID: u.ID, Initiator: owner, Owner: owner, StorageClass: classOf(u.Attrs), Initiated: wireTime(u.Started),
 			ChecksumAlgorithm: u.ChecksumAlgorithm, ChecksumType: uploadChecksumType(&u),
 		})
 		out.NextKeyMarker, out.NextUploadIDMarker = l.wire(u.Key), u.ID
@@ -284,7 +284,7 @@ func (h *handler) listParts(r *request) error {
 		ChecksumType         string `xml:",omitempty"`
 		Part                 []partXML
 	}{
-		Bucket: r.bucket, Key: r.key, UploadID: u.ID, Initiator: owner, Owner: owner, StorageClass: storageClass, PartNumberMarker: after,
+		Bucket: r.bucket, Key: r.key, UploadID: u.ID, Initiator: owner, Owner: owner, StorageClass: classOf(u.Attrs), PartNumberMarker: after,
 		NextPartNumberMarker: after, MaxParts: limit, IsTruncated: more && limit > 0, ChecksumAlgorithm: u.ChecksumAlgorithm,
 		ChecksumType: uploadChecksumType(u),
 	}

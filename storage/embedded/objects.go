@@ -234,7 +234,7 @@ func checksumOf(ctx context.Context, o *folder.Object, algorithm string) (folder
 
 // touchHeaders let an object be copied to itself even when their values are those it has:
 // that is how its time is set, or all that a bucket holds encrypted.
-var touchHeaders = []string{"X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption", redirectHeader}
+var touchHeaders = []string{classHeader, "X-Amz-Server-Side-Encryption", redirectHeader}
 
 func (h *handler) copyObject(r *request) error {
 	replaceMeta, err := directive(r, "X-Amz-Metadata-Directive")
@@ -265,11 +265,13 @@ func (h *handler) copyObject(r *request) error {
 	}
 	tags := attrs[taggingHeader]
 	if !replaceMeta {
-		redirect := attrs[redirectHeader]
+		given := attrs
 		attrs = maps.Clone(from.Attrs)
-		delete(attrs, redirectHeader) // is never copied
-		if redirect != "" {
-			attrs[redirectHeader] = redirect
+		for _, name := range []string{redirectHeader, classHeader} { // are never copied
+			delete(attrs, name)
+			if value := given[name]; value != "" {
+				attrs[name] = value
+			}
 		}
 	}
 	delete(attrs, taggingHeader)
@@ -504,7 +506,7 @@ func (h *handler) getAttributes(r *request) error {
 				out.Checksum = &attributesChecksumXML{newChecksumXML(sum), typeOf(sum)}
 			}
 		case "StorageClass":
-			out.StorageClass = storageClass
+			out.StorageClass = classOf(o.Attrs)
 		case "ObjectSize":
 			out.ObjectSize = &o.Size
 		case "ObjectParts":

@@ -51,7 +51,7 @@ const (
 // Headers that several operations know.
 var (
 	attributeHeaders = []string{
-		"X-Amz-Acl", "X-Amz-Storage-Class", "X-Amz-Tagging", "X-Amz-Website-Redirect-Location", "X-Amz-Meta-*",
+		"X-Amz-Acl", classHeader, "X-Amz-Tagging", "X-Amz-Website-Redirect-Location", "X-Amz-Meta-*",
 		"X-Amz-Server-Side-Encryption", "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled",
 	}
 	writeConditions = []string{"If-Match", "If-None-Match"}
@@ -64,7 +64,8 @@ var (
 		"versionId", "response-cache-control", "response-content-disposition", "response-content-encoding",
 		"response-content-language", "response-content-type", "response-expires",
 	}
-	listParams = []string{"prefix", "delimiter", "max-keys", "encoding-type"}
+	// MinIO's clients ask for metadata, which a listing of S3 does not have either.
+	listParams = []string{"prefix", "delimiter", "max-keys", "encoding-type", "metadata"}
 )
 
 // operations returns the table of all that the server can do, by the names that
@@ -249,7 +250,7 @@ func checkPromises(r *request) error {
 		// The owner of a bucket owns all in it, and nobody else is known.
 		{"X-Amz-Acl", []string{"private", "bucket-owner-full-control", "bucket-owner-read"}, badRequest("AccessControlListNotSupported", "Buckets and objects are private here; other access control lists are not supported.")},
 		{"X-Amz-Object-Ownership", []string{"BucketOwnerEnforced"}, notImplemented("All in a bucket belongs to its owner.")},
-		{"X-Amz-Storage-Class", []string{"STANDARD"}, badRequest("InvalidStorageClass", "The only storage class is STANDARD.")},
+		{classHeader, storageClasses, badRequest("InvalidStorageClass", "The storage class you specified is not valid: it is one of %s.", strings.Join(storageClasses, ", "))},
 		// To the client the disk is the server's affair, as AES256 says.
 		{"X-Amz-Server-Side-Encryption", []string{"AES256"}, notImplemented("Objects are not encrypted with keys here.")},
 		{"X-Amz-Server-Side-Encryption-Bucket-Key-Enabled", []string{"false"}, notImplemented("Objects are not encrypted with keys here.")},

@@ -10,6 +10,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"net/url"
@@ -450,6 +451,61 @@ func TestCopySources(t *testing.T) {
 		if got := get(t, c, b, "copy"); string(got) != "right" {
 			t.Errorf("with %s the copy of itself holds %q", name, got)
 		}
+	}
+}
+
+// TestStorageClass keeps the class that a client names, and shows it where S3 does.
+func TestStorageClass(t *testing.T) {
+	s := start(t, t.TempDir())
+	core := s.core()
+	b := s.bucket(core.Client, "classes")
+	class := func(name string) http.Header { return http.Header{"X-Amz-Storage-Class": {name}} }
+	answer, text := s.do("PUT", "/"+b+"/warm", "", class("STANDARD_IA"), []byte("x"))
+	wantAnswer(t, answer, text, 200, "")
+	answer, text = s.do("PUT", "/"+b+"/standard", "", class("STANDARD"), []byte("x"))
+	wantAnswer(t, answer, text, 200, "")
+	answer, text = s.do("PUT", "/"+b+"/copied", "", http.Header{"X-Amz-Copy-Source": {b + "/warm"}}, nil) // the class is not
+	wantAnswer(t, answer, text, 200, "")
+	answer, text = s.do("PUT", "/"+b+"/changed", "", http.Header{"X-Amz-Copy-Source": {b + "/standard"}, "X-Amz-Storage-Class": {"REDUCED_REDUNDANCY"}}, nil)
+	wantAnswer(t, answer, text, 200, "")
+	id, err := core.NewMultipartUpload(t.Context(), b, "parts", minio.PutObjectOptions{StorageClass: "GLACIER_IR"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, text = s.do("GET", "/"+b, "uploads", nil, nil)
+	wantAnswer(t, answer, text, 200, "<StorageClass>GLACIER_IR</StorageClass>")
+	part, err := core.PutObjectPart(t.Context(), b, "parts", id, 1, strings.NewReader("x"), 1, minio.PutObjectPartOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, text = s.do("GET", "/"+b+"/parts", "uploadId="+id, nil, nil)
+	wantAnswer(t, answer, text, 200, "<StorageClass>GLACIER_IR</StorageClass>")
+	if _, err := core.CompleteMultipartUpload(t.Context(), b, "parts", id, []minio.CompletePart{{PartNumber: 1, ETag: part.ETag}}, minio.PutObjectOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"warm": "STANDARD_IA", "standard": "STANDARD", "copied": "STANDARD", "changed": "REDUCED_REDUNDANCY", "parts": "GLACIER_IR"}
+	listed := map[string]string{}
+	for o := range core.Client.ListObjects(t.Context(), b, minio.ListObjectsOptions{}) {
+		if o.Err != nil {
+			t.Fatal(o.Err)
+		}
+		listed[o.Key] = o.StorageClass
+	}
+	if !maps.Equal(listed, want) {
+		t.Errorf("the listing has the classes %v, want %v", listed, want)
+	}
+	for key, class := range want {
+		answer, text := s.do("HEAD", "/"+b+"/"+key, "", nil, nil)
+		wantAnswer(t, answer, text, 200, "")
+		if got := answer.Header.Get("X-Amz-Storage-Class"); got != class && (got != "" || class != "STANDARD") { // S3 does not say STANDARD
+			t.Errorf("the class of %s is %q, want %s", key, got, class)
+		}
+		answer, text = s.do("GET", "/"+b+"/"+key, "attributes", http.Header{"X-Amz-Object-Attributes": {"StorageClass"}}, nil)
+		wantAnswer(t, answer, text, 200, "<StorageClass>"+class+"</StorageClass>")
+	}
+	for _, name := range []string{"GLACIER", "DEEP_ARCHIVE", "NO_SUCH_CLASS"} { // the first two are not read at once
+		answer, text := s.do("PUT", "/"+b+"/o", "", class(name), []byte("x"))
+		wantAnswer(t, answer, text, 400, "InvalidStorageClass")
 	}
 }
 

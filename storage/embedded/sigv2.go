@@ -5,16 +5,18 @@ import (
 	"crypto/sha1"
 	"crypto/subtle"
 	"encoding/base64"
-	"maps"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// Presigned URLs of AWS Signature Version 2, which boto3 makes unless it is told
-// otherwise: https://docs.aws.amazon.com/AmazonS3/latest/userguide/RESTAuthentication.html#RESTAuthenticationQueryStringAuth
+// AWS Signature Version 2, which old clients use in the header, and which boto3 uses in
+// presigned URLs unless it is told otherwise:
+// https://docs.aws.amazon.com/AmazonS3/latest/userguide/RESTAuthentication.html
 const (
+	v2Scheme    = "AWS " // of the Authorization header, before ACCESS-KEY:SIGNATURE
 	v2Key       = "AWSAccessKeyId"
 	v2Signature = "Signature"
 	v2Expires   = "Expires"
@@ -24,10 +26,19 @@ const (
 
 // v2SubResources are the query parameters that Version 2 signs.
 var v2SubResources = []string{
-	"acl", "cors", "delete", "lifecycle", "location", "logging", "notification", "partNumber", "policy",
-	"requestPayment", "response-cache-control", "response-content-disposition", "response-content-encoding",
-	"response-content-language", "response-content-type", "response-expires", "tagging", "uploadId", "uploads",
-	"versionId", "versioning", "versions", "website",
+	"accelerate", "acl", "analytics", "cors", "delete", "encryption", "inventory", "legal-hold", "lifecycle", "location",
+	"logging", "metrics", "notification", "object-lock", "partNumber", "policy", "replication", "requestPayment",
+	"response-cache-control", "response-content-disposition", "response-content-encoding", "response-content-language",
+	"response-content-type", "response-expires", "restore", "retention", "select", "select-type", "tagging", "torrent",
+	"uploadId", "uploads", "versionId", "versioning", "versions", "website",
+}
+
+// v2Listing are the query parameters that Version 2 does not sign and that only choose what a
+// listing shows. A URL with any other unsigned parameter is refused: what it would do is not
+// what was signed.
+var v2Listing = []string{
+	"continuation-token", "delimiter", "encoding-type", "fetch-owner", "key-marker", "list-type", "marker",
+	"max-buckets", "max-keys", "max-parts", "max-uploads", "metadata", "part-number-marker", "prefix", "start-after", "upload-id-marker",
 }
 
 // v2Params are the signature's own, and those that stand for headers which are signed.
@@ -59,24 +70,84 @@ func (v *verifier) verifyV2(r *http.Request, query params, bucket string) (*sign
 	if v.now().Unix() > expires {
 		return nil, newError(http.StatusForbidden, codeAccessDenied, "Request has expired")
 	}
+	var signed params
+	for _, p := range query {
+		name := strings.ToLower(p[0])
+		switch {
+		case p[0] == v2Key || p[0] == v2Signature || p[0] == v2Expires:
+		case strings.HasPrefix(name, "x-amz-") || p[0] == v2MD5 || p[0] == v2Type:
+			if strings.ContainsAny(name, ": \t\r\n") || strings.ContainsAny(p[1], "\r\n") {
+				return nil, badRequest(codeInvalidArgument, "The query parameter %q is no header.", p[0])
+			}
+			if header := http.CanonicalHeaderKey(name); r.Header.Get(header) == "" {
+				r.Header.Set(header, p[1])
+			}
+		default:
+			signed = append(signed, p)
+		}
+	}
+	s := &signature{presigned: true, params: v2Params}
+	return s, v.checkV2(r, s, signed, bucket, query.get(v2Expires), query.get(v2Signature))
+}
+
+// verifyV2Header returns an error unless the Authorization header signs a request with the
+// keys. bucket is the one that the host names, or "".
+func (v *verifier) verifyV2Header(r *http.Request, query params, bucket string) (*signature, *apiError) {
+	claim := strings.TrimPrefix(r.Header.Get("Authorization"), v2Scheme)
+	end := strings.LastIndexByte(claim, ':')
+	if end < 0 {
+		return nil, badRequest(codeInvalidArgument, "AWS authorization header is invalid.  Expected AwsAccessKeyId:signature")
+	}
+	if subtle.ConstantTimeCompare([]byte(claim[:end]), []byte(v.accessKey)) != 1 {
+		return nil, errUnknownKey()
+	}
+	date := r.Header.Get("Date")
+	sent := date
+	if own := r.Header.Get("X-Amz-Date"); own != "" {
+		date, sent = "", own // it is signed with S3's other headers
+	}
+	at, err := parseV2Date(sent)
+	if err != nil {
+		return nil, errNoDate()
+	}
+	if e := v.checkSkew(at); e != nil {
+		return nil, e
+	}
+	signed := slices.DeleteFunc(slices.Clone(query), func(p [2]string) bool { return slices.Contains(v2Listing, p[0]) })
+	s := &signature{}
+	return s, v.checkV2(r, s, signed, bucket, date, claim[end+1:])
+}
+
+// parseV2Date reads the time of a request that is signed by Version 2: as HTTP has it, or
+// with the offset from UTC, as some clients do.
+func parseV2Date(text string) (time.Time, error) {
+	if at, err := http.ParseTime(text); err == nil {
+		return at, nil
+	}
+	if at, err := time.Parse(time.RFC1123Z, text); err == nil {
+		return at, nil
+	}
+	return time.Parse(amzTime, text)
+}
+
+// checkV2 returns an error unless value is the signature of the request with the query
+// parameters and the date, and sets what s says of its body.
+func (v *verifier) checkV2(r *http.Request, s *signature, query params, bucket, date, value string) *apiError {
 	resource, e := v2Resource(r, query, bucket)
 	if e != nil {
-		return nil, e
+		return e
 	}
-	payload := r.Header.Get(hashHeader)
+	s.payload = r.Header.Get(hashHeader)
 	switch {
-	case payload == "":
-		payload = unsignedPayload
-	case strings.HasPrefix(payload, "STREAMING-AWS4-"):
-		return nil, badRequest(codeInvalidRequest, "Chunks are signed together with a request by %s.", algorithm)
+	case s.payload == "":
+		s.payload = unsignedPayload
+	case strings.HasPrefix(s.payload, "STREAMING-AWS4-"):
+		return badRequest(codeInvalidRequest, "Chunks are signed together with a request by %s.", algorithm)
 	}
 	text := strings.Join([]string{
-		r.Method, r.Header.Get("Content-Md5"), r.Header.Get("Content-Type"), query.get(v2Expires), v2AmzHeaders(r.Header) + resource,
+		r.Method, r.Header.Get("Content-Md5"), r.Header.Get("Content-Type"), date, v2AmzHeaders(r.Header) + resource,
 	}, "\n")
-	if e := compareSignatures(v.signV2(text), query.get(v2Signature)); e != nil {
-		return nil, e
-	}
-	return &signature{payload: payload, presigned: true, params: v2Params}, nil
+	return compareSignatures(v.signV2(text), value)
 }
 
 // signV2 signs a text as Version 2 does.
@@ -91,29 +162,18 @@ func (v *verifier) signV2(text string) string {
 func v2Resource(r *http.Request, query params, bucket string) (string, *apiError) {
 	var signed []string
 	for _, p := range query {
-		name := strings.ToLower(p[0])
-		switch {
-		case p[0] == v2Key || p[0] == v2Signature || p[0] == v2Expires:
-		case strings.HasPrefix(name, "x-amz-") || p[0] == v2MD5 || p[0] == v2Type:
-			if strings.ContainsAny(name, ": \t\r\n") || strings.ContainsAny(p[1], "\r\n") {
-				return "", badRequest(codeInvalidArgument, "The query parameter %q is no header.", p[0])
-			}
-			if header := http.CanonicalHeaderKey(name); r.Header.Get(header) == "" {
-				r.Header.Set(header, p[1])
-			}
-		case signsV2(p[0]):
-			text := p[0]
-			if p[1] != "" {
-				text += "=" + p[1]
-			}
-			if _, more, _ := strings.Cut(p[1], "&"); slices.ContainsFunc(strings.Split(more, "&"), signsV2) {
-				// The text that is signed does not tell this from two parameters.
-				return "", badRequest(codeInvalidRequest, "Signature Version 2 cannot sign this value of %s. Please use %s.", p[0], algorithm)
-			}
-			signed = append(signed, text)
-		default:
+		if !signsV2(p[0]) {
 			return "", badRequest(codeInvalidRequest, "Signature Version 2 does not sign the query parameter %s. Please use %s.", p[0], algorithm)
 		}
+		text := p[0]
+		if p[1] != "" {
+			text += "=" + p[1]
+		}
+		if _, more, _ := strings.Cut(p[1], "&"); slices.ContainsFunc(strings.Split(more, "&"), signsV2) {
+			// The text that is signed does not tell this from two parameters.
+			return "", badRequest(codeInvalidRequest, "Signature Version 2 cannot sign this value of %s. Please use %s.", p[0], algorithm)
+		}
+		signed = append(signed, text)
 	}
 	slices.SortStableFunc(signed, func(a, b string) int {
 		nameA, _, _ := strings.Cut(a, "=")
@@ -132,11 +192,16 @@ func v2Resource(r *http.Request, query params, bucket string) (string, *apiError
 
 // v2AmzHeaders are S3's own headers as they are signed, all of them.
 func v2AmzHeaders(h http.Header) string {
-	var b strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(h)) {
+	var lines []string
+	for name, values := range h {
 		if strings.HasPrefix(name, "X-Amz-") {
-			b.WriteString(strings.ToLower(name) + ":" + trimSpaces(strings.Join(h[name], ",")) + "\n")
+			lines = append(lines, strings.ToLower(name)+":"+trimSpaces(strings.Join(values, ","))+"\n")
 		}
 	}
-	return b.String()
+	slices.SortFunc(lines, func(a, b string) int {
+		nameA, _, _ := strings.Cut(a, ":")
+		nameB, _, _ := strings.Cut(b, ":")
+		return strings.Compare(nameA, nameB)
+	})
+	return strings.Join(lines, "")
 }

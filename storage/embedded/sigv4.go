@@ -77,6 +77,9 @@ func (v *verifier) verify(r *http.Request, query params, bucket string) (*signat
 	if isV2(r, query) {
 		return v.verifyV2(r, query, bucket)
 	}
+	if strings.HasPrefix(r.Header.Get("Authorization"), v2Scheme) {
+		return v.verifyV2Header(r, query, bucket)
+	}
 	c, f := readClaim(r, query)
 	if f != nil {
 		return nil, f
@@ -162,9 +165,6 @@ func readClaim(r *http.Request, query params) (c claim, f *apiError) {
 		code := codeBadAuthorization
 		rest, ok := strings.CutPrefix(header, algorithm)
 		if !ok {
-			if strings.HasPrefix(header, "AWS ") { // Version 2
-				return c, badRequest(codeInvalidRequest, "The authorization mechanism you have provided is not supported. Please use %s.", algorithm)
-			}
 			return c, badRequest(codeInvalidArgument, "Unsupported Authorization Type")
 		}
 		for field := range strings.SplitSeq(rest, ",") {
@@ -225,7 +225,7 @@ func (v *verifier) checkTime(c claim, query params) *apiError {
 	case err != nil && c.presigned:
 		return badRequest(codeBadQueryAuth, "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
 	case err != nil:
-		return newError(http.StatusForbidden, codeAccessDenied, "AWS authentication requires a valid Date or x-amz-date header")
+		return errNoDate()
 	case !strings.HasPrefix(c.scope, c.time[:8]+"/"):
 		code := codeBadAuthorization
 		if c.presigned {
@@ -233,13 +233,10 @@ func (v *verifier) checkTime(c claim, query params) *apiError {
 		}
 		return badRequest(code, "The date of the credential's scope is not that of the request.")
 	}
-	now := v.now()
 	if !c.presigned {
-		if skew := now.Sub(at); skew > maxSkew || skew < -maxSkew {
-			return newError(http.StatusForbidden, codeTimeSkewed, "The difference between the request time and the server's time is too large: the clocks are more than %s apart.", maxSkew)
-		}
-		return nil
+		return v.checkSkew(at)
 	}
+	now := v.now()
 	seconds, err := strconv.ParseInt(query.get("X-Amz-Expires"), 10, 64)
 	if err != nil || seconds < 1 || seconds > int64(maxPresigned/time.Second) {
 		return badRequest(codeBadQueryAuth, "X-Amz-Expires must be less than a week (in seconds): a number from 1 to %d.", int64(maxPresigned/time.Second))
@@ -251,6 +248,18 @@ func (v *verifier) checkTime(c claim, query params) *apiError {
 		return newError(http.StatusForbidden, codeAccessDenied, "Request has expired")
 	}
 	return nil
+}
+
+// checkSkew returns an error for a request that was not sent about now.
+func (v *verifier) checkSkew(sent time.Time) *apiError {
+	if v.now().Sub(sent).Abs() > maxSkew {
+		return newError(http.StatusForbidden, codeTimeSkewed, "The difference between the request time and the server's time is too large: the clocks are more than %s apart.", maxSkew)
+	}
+	return nil
+}
+
+func errNoDate() *apiError {
+	return newError(http.StatusForbidden, codeAccessDenied, "AWS authentication requires a valid Date or x-amz-date header")
 }
 
 // canonicalHeaders returns the signed headers as they are signed. The host must
