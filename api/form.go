@@ -36,7 +36,9 @@ type form struct {
 	parts    *multipart.Reader
 	body     *formBody
 	unpacked *bytesLeft  // that files may still take
+	tars     *bytesLeft  // that the archives may still take, unzipped
 	archive  *tar.Reader // that is being read; nil for none
+	dirs     int         // of the archives
 }
 
 // formLimits bounds the forms that bring a job's inputs.
@@ -64,6 +66,7 @@ func (s formLimits) openForm(w http.ResponseWriter, r *http.Request) (*form, err
 			_ = control.SetReadDeadline(time.Now().Add(s.uploadStall)) // not every writer has deadlines
 		}},
 		unpacked: &bytesLeft{limit: s.maxUpload, left: s.maxUpload},
+		tars:     &bytesLeft{limit: s.maxUpload, left: s.maxUpload},
 	}
 	f.parts = multipart.NewReader(f.body, params["boundary"])
 	part, err := f.parts.NextPart()
@@ -104,7 +107,7 @@ func (f *form) next() (name string, content io.Reader, err error) {
 			return "", nil, f.failure(err)
 		}
 		if part.FormName() == archivePart {
-			if f.archive, err = openArchive(part); err != nil {
+			if f.archive, err = f.openArchive(part); err != nil {
 				return "", nil, f.failure(err)
 			}
 			continue
@@ -137,8 +140,9 @@ func partName(part *multipart.Part) (string, error) {
 	}
 }
 
-// openArchive reads a tar file, gzipped or not.
-func openArchive(from io.Reader) (*tar.Reader, error) {
+// openArchive reads a tar file, gzipped or not. The size of the files in it does not bound
+// what is to be read: it may have any number of headers without a file.
+func (f *form) openArchive(from io.Reader) (*tar.Reader, error) {
 	buffered := bufio.NewReader(from)
 	begin, err := buffered.Peek(2)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -151,7 +155,7 @@ func openArchive(from io.Reader) (*tar.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tar.NewReader(unzipped), nil
+	return tar.NewReader(f.tars.of(unzipped)), nil
 }
 
 // nextOfArchive is the name of the archive's next file, or io.EOF.
@@ -168,6 +172,9 @@ func (f *form) nextOfArchive() (string, error) {
 		case tar.TypeReg:
 			return strings.TrimPrefix(header.Name, "./"), nil
 		case tar.TypeDir, tar.TypeXGlobalHeader:
+			if f.dirs++; f.dirs > job.MaxInputs {
+				return "", &job.Invalid{Field: archivePart, Problem: fmt.Sprintf("has more than %d directories; pack the files without them, or all into one file", job.MaxInputs)}
+			}
 		default:
 			return "", &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("%q in the archive is neither a file nor a directory; tar --dereference packs what links lead to", bounded(header.Name))}
 		}
@@ -189,6 +196,9 @@ func (f *form) failure(err error) error {
 func (f *form) archiveFailure(err error) error {
 	if f.body.err != nil {
 		return f.body.err
+	}
+	if _, tooLarge := asError[*http.MaxBytesError](err); tooLarge {
+		return err
 	}
 	return &job.Invalid{Field: archivePart, Problem: "is not a valid tar file: " + bounded(err.Error())}
 }

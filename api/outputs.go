@@ -3,11 +3,14 @@ package api
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"net/http"
+	"path"
 	"strings"
 	"time"
 
@@ -165,10 +168,21 @@ func (s *fileServer) sendArchive(w http.ResponseWriter, r *http.Request, rawID, 
 		unbounded(w)
 		a = begin(to)
 	}
+	names := archiveNames{taken: func(name string) (bool, error) {
+		f, err := s.service.Output(ctx, id, name, nil)
+		if err != nil {
+			return false, err
+		}
+		return true, f.Body.Close()
+	}}
 	for info, err := range s.service.Outputs(ctx, id) {
+		var name string
 		var f *job.File
 		if err == nil && r.Method == http.MethodHead {
 			break
+		}
+		if err == nil {
+			name, err = names.of(info.Name)
 		}
 		if err == nil {
 			f, err = s.service.Output(ctx, id, info.Name, nil)
@@ -184,7 +198,7 @@ func (s *fileServer) sendArchive(w http.ResponseWriter, r *http.Request, rawID, 
 			continue
 		}
 		if err == nil {
-			if err = addFile(a, info.Name, f, buffer[:]); err != nil {
+			if err = addFile(a, name, f, buffer[:]); err != nil {
 				err = fmt.Errorf("%s: %w", info.Name, err)
 			}
 		}
@@ -205,10 +219,44 @@ func (s *fileServer) sendArchive(w http.ResponseWriter, r *http.Request, rawID, 
 	_ = to.control.SetWriteDeadline(time.Time{})
 }
 
+// archiveNames gives files their names in an archive, each another one.
+type archiveNames struct {
+	taken func(name string) (bool, error) // reports whether a file has the name
+	given map[uint64]bool                 // hashes of names that were changed
+}
+
+// of is the name of a file in the archive: its own, without backslashes, which are separators
+// on other systems. Where another file has that, part of a hash follows.
+func (n *archiveNames) of(name string) (string, error) {
+	if !strings.Contains(name, `\`) {
+		return name, nil
+	}
+	changed := strings.ReplaceAll(name, `\`, "_")
+	sum := sha256.Sum256([]byte(changed))
+	hash := binary.LittleEndian.Uint64(sum[:])
+	taken := n.given[hash]
+	if !taken {
+		var err error
+		if taken, err = n.taken(changed); err != nil && !errors.Is(err, job.ErrNoFile) {
+			return "", err
+		}
+	}
+	if !taken {
+		if n.given == nil {
+			n.given = map[uint64]bool{}
+		}
+		n.given[hash] = true
+		return changed, nil
+	}
+	sum = sha256.Sum256([]byte(name))
+	suffix := path.Ext(changed)
+	return fmt.Sprintf("%s~%x%s", strings.TrimSuffix(changed, suffix), sum[:8], suffix), nil
+}
+
 // addFile writes a file, and closes its body.
 func addFile(a archive, name string, f *job.File, buffer []byte) error {
 	defer f.Body.Close()
-	to, err := a.add(strings.ReplaceAll(name, `\`, "_"), f) // which is a separator elsewhere
+	to, err := a.add(name, f)
 	if err != nil {
 		return err
 	}

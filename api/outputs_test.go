@@ -84,6 +84,23 @@ func TestOutputs(t *testing.T) {
 	}
 }
 
+// TestArchiveNames has files whose names differ in a backslash, which archives do not have:
+// none is lost when they are unpacked.
+func TestArchiveNames(t *testing.T) {
+	h := newHarness(t)
+	j := h.service.add("done", job.Done)
+	for _, name := range []string{`a\b.png`, "a_b.png", `c\d_e`, `c_d\e`, `c\d\e`, `f\g`} {
+		j.outputs[name] = []byte(name)
+	}
+	want := map[string]string{
+		"a_b.png": "a_b.png", "a_b~afc3db1b381c68e1.png": `a\b.png`,
+		"c_d_e": `c\d\e`, "c_d_e~fbce28fe287939b0": `c\d_e`, "c_d_e~7b150298ad86576d": `c_d\e`, "f_g": `f\g`,
+	}
+	if got := untar(t, h.get("/jobs/done/outputs.tar").body); !maps.Equal(got, want) {
+		t.Errorf("the tar file has %v", got)
+	}
+}
+
 func untar(t *testing.T, text string) map[string]string {
 	t.Helper()
 	got := map[string]string{}

@@ -317,6 +317,17 @@ func TestFormsRefused(t *testing.T) {
 			field(w, "job", described)
 			file(w, "archive", "a", tarOf(t, true, "a", strings.Repeat("\x00", 1<<20)))
 		}, 0, 413, "larger than 20000"},
+		"bomb of headers": {func(w *multipart.Writer) {
+			field(w, "job", described)
+			var b bytes.Buffer
+			zipped := gzip.NewWriter(&b)
+			header := tarOf(t, false, strings.Repeat("a", 101)+"/", "")[:1024] // of its long name, before its own
+			for range 100 {
+				_, _ = io.WriteString(zipped, header)
+			}
+			zipped.Close()
+			file(w, "archive", "a", b.String())
+		}, 0, 413, "larger than 20000"},
 		"long description": {func(w *multipart.Writer) {
 			field(w, "job", `{"model": {"name": "m", "version": "v"}, "payload": "`+strings.Repeat("x", 19_500)+`"}`)
 		}, 0, 400, "as a file named input"},
@@ -337,6 +348,24 @@ func TestFormsRefused(t *testing.T) {
 
 // TestStalledForm has a client stop in the middle of a form: it is answered, and its
 // request ends.
+// TestArchiveOfDirectories has an archive with more directories than files are allowed.
+func TestArchiveOfDirectories(t *testing.T) {
+	h := newHarness(t)
+	var pairs []string
+	for i := range job.MaxInputs {
+		pairs = append(pairs, fmt.Sprintf("d%d/", i), "")
+	}
+	post := func(pairs ...string) reply {
+		body, kind := formOf(t, func(w *multipart.Writer) {
+			field(w, "job", described)
+			file(w, "archive", "a", tarOf(t, true, pairs...))
+		})
+		return h.do("POST", "/jobs", body, "Content-Type", kind)
+	}
+	created(t, post(append(pairs, "file", "content")...), 201)
+	h.problem(post(append(pairs, "one/", "")...), 400, "invalid-request", "archive: has more than 10000 directories; pack the files without them, or all into one file")
+}
+
 func TestStalledForm(t *testing.T) {
 	claims.Hold(t, "C9")
 	h := newHarness(t, func(c *Config) { c.UploadStall = 50 * time.Millisecond })

@@ -2078,7 +2078,10 @@ type ClientInterface interface {
 	// GetOutputsTar All files that came out of a job, as a tar file
 	//
 	// Written as it is read from storage; files are not compressed. A connection
-	// that breaks off is the sign of an error in the middle.
+	// that breaks off is the sign of an error in the middle. Backslashes in names, which
+	// are separators on other systems, become underscores; where that is the name of
+	// another file, `~` and 16 hexadecimal digits that are the file's own come before the
+	// suffix.
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs.tar (the `GetOutputsTar` operationId).
 	GetOutputsTar(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2086,7 +2089,10 @@ type ClientInterface interface {
 	// GetOutputsZip All files that came out of a job, as a zip file
 	//
 	// Written as it is read from storage; files are not compressed. A connection
-	// that breaks off is the sign of an error in the middle.
+	// that breaks off is the sign of an error in the middle. Backslashes in names, which
+	// are separators on other systems, become underscores; where that is the name of
+	// another file, `~` and 16 hexadecimal digits that are the file's own come before the
+	// suffix.
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs.zip (the `GetOutputsZip` operationId).
 	GetOutputsZip(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2954,7 +2960,10 @@ func (c *Client) ListOutputs(ctx context.Context, jobId JobID, params *ListOutpu
 // GetOutputsTar All files that came out of a job, as a tar file
 //
 // Written as it is read from storage; files are not compressed. A connection
-// that breaks off is the sign of an error in the middle.
+// that breaks off is the sign of an error in the middle. Backslashes in names, which
+// are separators on other systems, become underscores; where that is the name of
+// another file, `~` and 16 hexadecimal digits that are the file's own come before the
+// suffix.
 //
 // Corresponds with GET /jobs/{job_id}/outputs.tar (the `GetOutputsTar` operationId).
 func (c *Client) GetOutputsTar(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2972,7 +2981,10 @@ func (c *Client) GetOutputsTar(ctx context.Context, jobId JobID, reqEditors ...R
 // GetOutputsZip All files that came out of a job, as a zip file
 //
 // Written as it is read from storage; files are not compressed. A connection
-// that breaks off is the sign of an error in the middle.
+// that breaks off is the sign of an error in the middle. Backslashes in names, which
+// are separators on other systems, become underscores; where that is the name of
+// another file, `~` and 16 hexadecimal digits that are the file's own come before the
+// suffix.
 //
 // Corresponds with GET /jobs/{job_id}/outputs.zip (the `GetOutputsZip` operationId).
 func (c *Client) GetOutputsZip(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -6774,7 +6786,10 @@ type ClientWithResponsesInterface interface {
 	// GetOutputsTarWithResponse All files that came out of a job, as a tar file
 	//
 	// Written as it is read from storage; files are not compressed. A connection
-	// that breaks off is the sign of an error in the middle.
+	// that breaks off is the sign of an error in the middle. Backslashes in names, which
+	// are separators on other systems, become underscores; where that is the name of
+	// another file, `~` and 16 hexadecimal digits that are the file's own come before the
+	// suffix.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6784,7 +6799,10 @@ type ClientWithResponsesInterface interface {
 	// GetOutputsZipWithResponse All files that came out of a job, as a zip file
 	//
 	// Written as it is read from storage; files are not compressed. A connection
-	// that breaks off is the sign of an error in the middle.
+	// that breaks off is the sign of an error in the middle. Backslashes in names, which
+	// are separators on other systems, become underscores; where that is the name of
+	// another file, `~` and 16 hexadecimal digits that are the file's own come before the
+	// suffix.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -10189,7 +10207,10 @@ func (c *ClientWithResponses) ListOutputsWithResponse(ctx context.Context, jobId
 // GetOutputsTarWithResponse All files that came out of a job, as a tar file
 //
 // Written as it is read from storage; files are not compressed. A connection
-// that breaks off is the sign of an error in the middle.
+// that breaks off is the sign of an error in the middle. Backslashes in names, which
+// are separators on other systems, become underscores; where that is the name of
+// another file, `~` and 16 hexadecimal digits that are the file's own come before the
+// suffix.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10205,7 +10226,10 @@ func (c *ClientWithResponses) GetOutputsTarWithResponse(ctx context.Context, job
 // GetOutputsZipWithResponse All files that came out of a job, as a zip file
 //
 // Written as it is read from storage; files are not compressed. A connection
-// that breaks off is the sign of an error in the middle.
+// that breaks off is the sign of an error in the middle. Backslashes in names, which
+// are separators on other systems, become underscores; where that is the name of
+// another file, `~` and 16 hexadecimal digits that are the file's own come before the
+// suffix.
 //
 // Returns a wrapper object for the known response body format(s).
 //

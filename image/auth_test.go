@@ -3,12 +3,14 @@ package image
 import (
 	"encoding/base64"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -130,6 +132,29 @@ func TestTokensAreKeptAndRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.ensure(s, m)
+}
+
+// TestAuthorizersAreBounded has clients name more repositories than authorizers are kept of:
+// those of the ones in use stay.
+func TestAuthorizersAreBounded(t *testing.T) {
+	r, err := newRemote(Registry{URL: "https://registry.example"}, 1, ignoreObservation, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := &docker.RegistryHost{Host: "registry.example", Scheme: "https"}
+	used := r.authorizer(r.transport, host, "used")
+	for i := range 3 * maxAuthorizers {
+		r.authorizer(r.transport, host, fmt.Sprint("no-such-model-", i))
+		if r.authorizer(r.transport, host, "used") != used {
+			t.Fatalf("the authorizer in use was dropped for the %dth", i)
+		}
+	}
+	if n := len(r.auth.byKey); n != maxAuthorizers {
+		t.Errorf("%d authorizers are kept, want %d", n, maxAuthorizers)
+	}
+	if !r.hasAuthorizer(fmt.Sprint("no-such-model-", 3*maxAuthorizers-1)) || r.hasAuthorizer("no-such-model-0") {
+		t.Error("the newest authorizer was dropped, or the oldest was not")
+	}
 }
 
 // TestCredentialsStayHome has the registry send us elsewhere.

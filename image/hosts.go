@@ -61,7 +61,7 @@ func newRemote(registry Registry, downloads int, observe Observer, log *slog.Log
 		retries:   patient,
 		observe:   observe,
 		log:       log,
-		auth:      authorizers{byKey: map[authorizerKey]docker.Authorizer{}, hosts: map[string]bool{}},
+		auth:      authorizers{byKey: map[authorizerKey]*cachedAuthorizer{}, hosts: map[string]bool{}},
 	}
 	if s.api.Host, err = docker.DefaultHost(e.Host); err != nil {
 		return nil, fmt.Errorf("registry.url: %w", err)
@@ -189,10 +189,20 @@ func (s *remote) configuredHosts(ctx context.Context, dir string) (hosts []docke
 // authorizerKey identifies an authorizer; tokens are valid for one repository.
 type authorizerKey struct{ host, repository string }
 
+// maxAuthorizers is how many authorizers are kept: clients may name any repository.
+const maxAuthorizers = 1000
+
+// cachedAuthorizer is an authorizer and the number of its last use.
+type cachedAuthorizer struct {
+	docker.Authorizer
+	used uint64
+}
+
 // authorizers caches authorizers, and with them tokens, between pulls.
 type authorizers struct {
 	mu    sync.Mutex
-	byKey map[authorizerKey]docker.Authorizer
+	byKey map[authorizerKey]*cachedAuthorizer
+	uses  uint64          // of all
 	hosts map[string]bool // the registry's hosts that were asked so far
 	// missing is docker-credential-NAME if it was needed last and is not installed.
 	missing string
@@ -205,8 +215,10 @@ func (s *remote) authorizer(base http.RoundTripper, h *docker.RegistryHost, repo
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
 	s.auth.hosts[h.Host] = true
+	s.auth.uses++
 	if a := s.auth.byKey[key]; a != nil {
-		return a
+		a.used = s.auth.uses
+		return a.Authorizer
 	}
 	credentials := func(host string) (string, string, error) { return s.credentials(host, repository) }
 	client := &http.Client{
@@ -217,8 +229,24 @@ func (s *remote) authorizer(base http.RoundTripper, h *docker.RegistryHost, repo
 	if token != "" {
 		a = &staticToken{host: h.Host, token: token}
 	}
-	s.auth.byKey[key] = a
+	if len(s.auth.byKey) >= maxAuthorizers {
+		s.auth.dropOldest()
+	}
+	s.auth.byKey[key] = &cachedAuthorizer{a, s.auth.uses}
 	return a
+}
+
+// dropOldest drops the authorizer that was not used for the longest time. Pulls that use it
+// go on with it.
+func (a *authorizers) dropOldest() {
+	var oldest authorizerKey
+	least := a.uses
+	for key, cached := range a.byKey {
+		if cached.used < least {
+			oldest, least = key, cached.used
+		}
+	}
+	delete(a.byKey, oldest)
 }
 
 // refuseOtherHost is a CheckRedirect that refuses a redirect from a token server to

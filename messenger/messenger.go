@@ -60,7 +60,8 @@ const MaxKept = 8
 // afterwards. One job at a time is under way. The next may be sent as soon as the answer to
 // the last was received, even if it is not acknowledged yet, so that the runner need not
 // wait while an earlier job's results are stored. Sending the job that is under way, or
-// whose answer is kept, again has no effect. Send fails while MaxKept answers are kept.
+// whose answer is kept, again has no effect. Send fails while MaxKept answers are kept. Where
+// it fails with ErrClosed the runner has not got the job.
 type Conn interface {
 	Send(ctx context.Context, in Input) error
 	// Recv waits for the next answer. A Conn receives each answer once, in order. A

@@ -627,6 +627,75 @@ func TestRunnerDeathFailsOneJob(t *testing.T) {
 	p.await("behind", job.Done)
 }
 
+// killingSheep calls before when a job is about to be given to its runner.
+type killingSheep struct {
+	runtime.Sheep
+	before func()
+}
+
+func (s killingSheep) Conn() messenger.Conn { return killingConn{s.Sheep.Conn(), s.before} }
+
+type killingConn struct {
+	messenger.Conn
+	before func()
+}
+
+func (c killingConn) Send(ctx context.Context, in messenger.Input) error {
+	c.before()
+	return c.Conn.Send(ctx, in)
+}
+
+// TestRunnerDiesBeforeItHasTheJob has runners end when their model is loaded and the job was
+// not given to them yet: the job is not to blame, unless that is so again and again.
+func TestRunnerDiesBeforeItHasTheJob(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		deaths int // of the runners for the second job
+		state  job.State
+		sends  int
+	}{
+		{"once", 1, job.Done, 2},
+		{"twice", 2, job.Done, 3},
+		{"always", 1000, job.Failed, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newFixture(t)
+			var deaths, sends atomic.Int64
+			p.wrap = func(s runtime.Sheep) runtime.Sheep {
+				return killingSheep{s, func() {
+					sends.Add(1)
+					if deaths.Add(-1) >= 0 {
+						p.runners.Kill("sheep", runtime.Exit{Code: 3})
+					}
+				}}
+			}
+			p.start()
+			p.submit("first", "m", "x")
+			p.await("first", job.Done)
+			deaths.Store(int64(c.deaths))
+			sends.Store(0)
+			p.submit("second", "m", "y")
+			s := p.await("second", c.state)
+			if c.state == job.Done && p.output("second") != "y" {
+				t.Errorf("the output is %q", p.output("second"))
+			}
+			if c.state == job.Failed && s.Failure.Message != "Sheep container died without notice (exit code 3)" {
+				t.Errorf("message %q", s.Failure.Message)
+			}
+			if n := sends.Load(); n != int64(c.sends) {
+				t.Errorf("the job was sent %d times, want %d", n, c.sends)
+			}
+			attempts, err := p.ledger.Attempts(t.Context(), "second")
+			if err != nil || len(attempts) != 1 {
+				t.Errorf("attempts are %+v, %v", attempts, err)
+			}
+			deaths.Store(0)
+			p.submit("third", "m", "z")
+			p.await("third", job.Done)
+		})
+	}
+}
+
 // With one sheep and two models, jobs of the loaded model go first.
 func TestModelAffinity(t *testing.T) {
 	p := newFixture(t)

@@ -258,30 +258,53 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 	}
 	l.passed(a, a.Model, PhaseQueued, a.EnqueuedAt, nil)
 
-	if end, ok := w.ready(feed, ctx, a); !ok {
-		return end, false
-	}
-	if feed.Err() != nil { // the feed ended at the last moment
-		return stopped(context.Cause(feed)), false
-	}
-	w.dropAnswers(work)
-	l.logSending(a)
-	a.sent = time.Now()
-	if a.ahead && !w.supervisor.freed.IsZero() {
-		l.observer.Waited(l.Name, a.sent.Sub(w.supervisor.freed))
-	}
-	err := w.send(ctx, a)
-	if err != nil && !errors.Is(err, messenger.ErrClosed) {
-		w.supervisor.stop()
-		if ctx.Err() != nil {
-			return stopped(context.Cause(ctx)), false
+	for unsent := 0; ; unsent++ {
+		if end, ok := w.ready(feed, ctx, a); !ok {
+			return end, false
 		}
-		return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
+		if feed.Err() != nil { // the feed ended at the last moment
+			return stopped(context.Cause(feed)), false
+		}
+		w.dropAnswers(work)
+		l.logSending(a)
+		a.sent = time.Now()
+		if a.ahead && !w.supervisor.freed.IsZero() {
+			l.observer.Waited(l.Name, a.sent.Sub(w.supervisor.freed))
+		}
+		err := w.send(ctx, a)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, messenger.ErrClosed) {
+			w.supervisor.stop()
+			if ctx.Err() != nil {
+				return stopped(context.Cause(ctx)), false
+			}
+			return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
+		}
+		why := w.lostUnsent(work)
+		var exit *runtime.Exit
+		if unsent == maxUnsent || !errors.As(why, &exit) {
+			return w.loadEnding(a, why), false
+		}
+		l.log.Warn("Sheep died before it was given the job", "job", a.ID, "model", a.Model.String(), "error", why)
 	}
 	crashpoint.Reached(crashpoint.Sent)
 	w.handover.end()
 	l.share.begin(a.ID, l.clock.now())
 	return w.await(work, ctx, a)
+}
+
+// maxUnsent is how often an attempt starts a runner anew that ended before it was given the
+// job. The job is not the cause, but its model may be.
+const maxUnsent = 2
+
+// lostUnsent records that the runner ended before it was given the job, and returns why.
+func (w *worker) lostUnsent(work context.Context) error {
+	for answer := range w.supervisor.runner.answers {
+		w.answered(work, answer)
+	}
+	return w.supervisor.lost()
 }
 
 // ready loads the model and moves the inputs to where the runner finds them. On failure it
@@ -326,6 +349,9 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	}
 	if a.trouble != nil {
 		return *a.trouble, false
+	}
+	if a.dir.shown { // to a runner that has ended
+		return ending{}, true
 	}
 	user, err := l.owner(ctx, a.Model)
 	if err != nil {

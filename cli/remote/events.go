@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,26 +18,48 @@ func events(t *Target) *cobra.Command {
 	var form Format
 	var follow bool
 	var after string
+	var newest int
 	cmd := &cobra.Command{
 		Use:   "events [JOB]",
 		Short: "Show the events of a job, or of all jobs",
 		Long: "Shows what has happened to a job, and to all jobs those events that the daemon\n" +
 			"keeps; with --follow it goes on, from a job's first event or, for all jobs, from\n" +
 			"now on. It comes back to a daemon that is restarted and misses nothing; --after\n" +
-			"goes on after an event whose id an earlier command has shown.",
+			"goes on after an event whose id an earlier command has shown, and --newest begins\n" +
+			"with the last events of all jobs.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id := ""
 			if len(args) > 0 {
 				id = args[0]
 			}
+			begin := client.FollowEventsParams{}
+			switch given := cmd.Flags().Changed("newest"); {
+			case given && id != "":
+				return usage("--newest is for the events of all jobs; those of a job are few")
+			case given && after != "":
+				return usage("--newest and --after both say where to begin; give one")
+			case given && newest < 0:
+				return usage("--newest must be 0 or more")
+			case given:
+				begin.Newest = new(strconv.Itoa(newest))
+			case after != "":
+				begin.After = &after
+			case !follow:
+				begin.After = new("oldest")
+			}
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				printer := eventPrinter{to: s.out, form: form}
 				return s.interruptible(ctx, func(ctx context.Context) error {
-					if !follow {
-						return s.keptEvents(ctx, id, after, &printer)
+					from := after
+					if !follow || begin.Newest != nil {
+						last, err := s.keptEvents(ctx, id, begin, &printer)
+						if err != nil || !follow {
+							return err
+						}
+						from = last
 					}
-					for event, err := range client.Follow(ctx, s.ClientWithResponses, id, after) {
+					for event, err := range client.Follow(ctx, s.ClientWithResponses, id, from) {
 						if err == nil {
 							err = printer.print(event)
 						}
@@ -53,23 +76,21 @@ func events(t *Target) *cobra.Command {
 	form.Add(cmd.Flags())
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens later")
 	cmd.Flags().StringVar(&after, "after", "", "only what came after the event with this id; oldest for all that are kept")
+	cmd.Flags().IntVar(&newest, "newest", 0, "begin with this many of the newest events of all jobs, 256 at most")
 	return cmd
 }
 
-// keptEvents prints the events that there are.
-func (s *session) keptEvents(ctx context.Context, id, after string, printer *eventPrinter) error {
-	if after == "" {
-		after = "oldest"
-	}
+// keptEvents prints the events that there are from begin on, and returns the id of the last.
+func (s *session) keptEvents(ctx context.Context, id string, begin client.FollowEventsParams, printer *eventPrinter) (last string, err error) {
+	begin.Follow = new("false")
 	var response *http.Response
-	var err error
 	if id == "" {
-		response, err = s.FollowEvents(ctx, &client.FollowEventsParams{After: &after, Follow: new("false")})
+		response, err = s.FollowEvents(ctx, &begin)
 	} else {
-		response, err = s.FollowJob(ctx, id, &client.FollowJobParams{After: &after, Follow: new("false")})
+		response, err = s.FollowJob(ctx, id, &client.FollowJobParams{After: begin.After, Follow: begin.Follow})
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer response.Body.Close()
 	for event, err := range client.Events(response.Body) {
@@ -77,10 +98,11 @@ func (s *session) keptEvents(ctx context.Context, id, after string, printer *eve
 			err = printer.print(event)
 		}
 		if err != nil {
-			return err
+			return "", err
 		}
+		last = cmp.Or(deref(event.Id), last)
 	}
-	return nil
+	return last, nil
 }
 
 // eventPrinter prints events as they come.

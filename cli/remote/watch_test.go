@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -188,5 +189,78 @@ func TestWatchStatus(t *testing.T) {
 	}
 	if out.String() != "queued\nprocessing\ndone\n" {
 		t.Errorf("it printed %q", out.String())
+	}
+}
+
+// Events of all jobs begin with the newest ones, and go on after the last of these.
+func TestNewestEvents(t *testing.T) {
+	var mu sync.Mutex
+	var asked []string
+	event := func(w io.Writer, id int) {
+		fmt.Fprintf(w, "id: %d\ndata: {\"event\": \"queued\", \"job_id\": \"job-%d\"}\n\n", id, id)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		asked = append(asked, r.URL.Query().Encode())
+		mu.Unlock()
+		w.Header().Set("Content-Type", "text/event-stream")
+		switch r.URL.Query().Get("newest") {
+		case "2":
+			event(w, 6)
+			event(w, 7)
+		case "0":
+			fmt.Fprint(w, "id: 7\n\n")
+		default:
+			event(w, 8)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}
+	}))
+	defer server.Close()
+	for _, c := range []struct {
+		args, want string
+		asked      []string
+	}{
+		{"--newest 2", "job-6 job-7", []string{"follow=false&newest=2"}},
+		{"--newest 2 -f", "job-6 job-7 job-8", []string{"follow=false&newest=2", "after=7"}},
+		{"--newest 0 -f", "job-8", []string{"follow=false&newest=0", "after=7"}},
+	} {
+		asked = nil
+		interrupts := make(chan os.Signal, 1)
+		cmd := eventsCommand(Config{Interrupts: interrupts})
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetArgs(append(strings.Fields(c.args), "-o", "name", "--server", server.URL))
+		var got []string
+		out, in := io.Pipe()
+		cmd.SetOut(in)
+		ended := make(chan error, 1)
+		go func() {
+			ended <- cmd.ExecuteContext(t.Context())
+			in.Close()
+		}()
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if got = append(got, lines.Text()); lines.Text() == "job-8" {
+				interrupts <- os.Interrupt
+			}
+		}
+		if err := <-ended; err != nil && ExitCode(err) != ExitInterrupted {
+			t.Errorf("%s: %v", c.args, err)
+		}
+		if strings.Join(got, " ") != c.want || !slices.Equal(asked, c.asked) {
+			t.Errorf("%s: it printed %q and asked %q", c.args, got, asked)
+		}
+	}
+	for args, says := range map[string]string{
+		"job-1 --newest 1":       "for the events of all jobs",
+		"--after 1 --newest 1":   "give one",
+		"--newest -1":            "0 or more",
+		"--newest many --follow": "invalid argument",
+	} {
+		cmd := eventsCommand(Config{})
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetArgs(append(strings.Fields(args), "--server", server.URL))
+		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", args, err)
+		}
 	}
 }

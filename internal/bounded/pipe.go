@@ -70,6 +70,10 @@ func (r *Pipe) Settle(by time.Time) {
 	}
 }
 
+// Progress returns how many bytes have been processed, and how many will have been when all
+// data in the pipe now is.
+func (r *Pipe) Progress() (done, due int64) { return r.done.Load(), r.due() }
+
 // due returns the value of done when all data in the pipe now has been processed.
 func (r *Pipe) due() (n int64) {
 	raw, err := r.SyscallConn()

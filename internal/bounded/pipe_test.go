@@ -34,6 +34,9 @@ func TestPipeSettles(t *testing.T) {
 		}
 	}()
 	p.Settle(time.Now().Add(time.Minute)) // nothing is due
+	if done, due := p.Progress(); done != 0 || due != 0 {
+		t.Errorf("%d of %d bytes were processed before any was written", done, due)
+	}
 	if _, err := io.WriteString(w, strings.Repeat("0123456789", 30)); err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +64,9 @@ func TestPipeIsGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Settle(time.Now().Add(time.Millisecond))
+	if done, due := p.Progress(); done != 0 || due != 1 {
+		t.Errorf("%d of %d bytes were processed, want 0 of 1", done, due)
+	}
 	w.Close()
 	p.Close()
 	p.Settle(time.Now().Add(time.Hour)) // closed: nothing is due

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -16,11 +17,10 @@ func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record
 	if len(recs) == 0 {
 		return nil, nil
 	}
-	recs = ownAll(recs)
+	c := creation{recs: ownAll(recs), key: newKey()}
 	var created []job.Record
-	key := newKey()
 	err := l.call(ctx, "queue several jobs", func(ctx context.Context) (err error) {
-		created, err = l.createAll(ctx, recs, key)
+		created, err = l.createAll(ctx, &c)
 		return err
 	})
 	if err != nil {
@@ -39,23 +39,46 @@ func ownAll(recs []job.Record) []job.Record {
 	return owned
 }
 
+// creation is one request to insert records, over all its tries.
+type creation struct {
+	recs []job.Record
+	key  string
+	// tried are the rows of the last try whose answer was lost; nil without one.
+	tried []*lifecycle.Row
+}
+
+// made returns the rows as they are now, if an earlier try has inserted them, which it did
+// with all or with none. What others have removed or replaced since is as that try made it.
+func (c *creation) made(there map[job.ID]*row) []*lifecycle.Row {
+	own := false
+	rows := slices.Clone(c.tried)
+	for i := range rows {
+		if r := there[job.ID(text(rows[i].ID))]; r != nil && r.createdBy == c.key {
+			rows[i], own = &r.Row, true
+		}
+	}
+	if !own {
+		return nil
+	}
+	return rows
+}
+
 // createAll inserts records, some of which may be after others, in one transaction that
 // locks the records it depends on. Those that the new ones are after get another version, so
 // that a concurrent change that found them unneeded (a removal, a new run) conflicts.
-func (l *Ledger) createAll(ctx context.Context, recs []job.Record, key string) (created []job.Record, err error) {
+func (l *Ledger) createAll(ctx context.Context, c *creation) (created []job.Record, err error) {
 	var rows []*lifecycle.Row
 	err = l.transact(ctx, func(tx pgx.Tx) error {
-		there, needed, m, err := l.lockFor(ctx, tx, recs)
+		there, needed, m, err := l.lockFor(ctx, tx, c.recs)
 		if err != nil {
 			return err
 		}
-		if old := there[job.ID(text(recs[0].ID))]; old != nil && old.createdBy == key { // the answer to an earlier try was lost
-			for _, rec := range recs {
-				rows = append(rows, &there[job.ID(text(rec.ID))].Row)
-			}
+		if rows = c.made(there); rows != nil {
 			return nil
 		}
-		rows, err = l.insertAll(ctx, tx, recs, key, there, needed, m)
+		if rows, err = l.insertAll(ctx, tx, c.recs, c.key, there, needed, m); err == nil {
+			c.tried = rows
+		}
 		return err
 	})
 	if err != nil {

@@ -169,8 +169,9 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 	var created job.Record
 	key := newKey()
 	if len(rec.After) > 0 {
+		c := creation{recs: []job.Record{rec}, key: key}
 		err := l.call(ctx, "queue job "+string(rec.ID), func(ctx context.Context) error {
-			all, err := l.createAll(ctx, []job.Record{rec}, key)
+			all, err := l.createAll(ctx, &c)
 			if err == nil {
 				created = all[0]
 			}

@@ -71,7 +71,11 @@ func TestFaults(t *testing.T) {
 		events string
 		state  job.State
 	}{
-		"create":       {nil, create, "queued", job.Queued},
+		"create": {nil, create, "queued", job.Queued},
+		"create several": {nil, func(w *world) error {
+			_, err := w.CreateAll(w.ctx, []job.Record{{ID: w.job + "-first", Model: red}, {ID: w.job, Model: red, After: []job.ID{w.job + "-first"}}})
+			return err
+		}, "queued queued", job.Queued},
 		"create again": {steps(create, claim, finish), create, "queued started ended queued", job.Queued},
 		"claim":        {steps(create), claim, "queued started", job.Processing},
 		"start": {steps(create, func(w *world) (err error) {
@@ -193,6 +197,58 @@ func TestFaults(t *testing.T) {
 			}
 			if !run(1, cutAnswer) { // to the ledger it is an answer that was lost
 				t.Error("no answer was cut")
+			}
+		})
+	}
+}
+
+// TestRemovedBeforeRetry loses the answer to the creation of several jobs, one of which is
+// removed before the next try: that finds that the jobs were made, and makes none again.
+func TestRemovedBeforeRetry(t *testing.T) {
+	url := newDatabase(t)
+	p := newProxy(t, url)
+	l := openQuiet(t, quiet(p.url, url))
+	l.bell.notify = func(context.Context) error { return nil }
+	for _, removed := range []int{0, 1} {
+		t.Run(fmt.Sprint("job ", removed), func(t *testing.T) {
+			c := creation{key: newKey()}
+			for i := range 2 {
+				c.recs = append(c.recs, job.Record{ID: job.ID(fmt.Sprintf("removed%d-%d", removed, i)), Model: red})
+			}
+			lost := false
+			for n := 1; !lost; n++ { // the last statement is the commit
+				p.arm(n, answerLost)
+				made, err := l.createAll(t.Context(), &c)
+				if !p.disarm() {
+					t.Fatalf("no answer was lost: %v, %v", made, err)
+				}
+				if err == nil {
+					t.Fatal("a lost answer is no error")
+				}
+				_, err = l.Get(t.Context(), c.recs[0].ID)
+				lost = err == nil
+			}
+			gone := c.recs[removed].ID
+			if _, err := l.Cancel(t.Context(), gone); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.BeginRemoval(t.Context(), gone, 1, true); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.EndRemoval(t.Context(), gone); err != nil {
+				t.Fatal(err)
+			}
+			made, err := l.createAll(t.Context(), &c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, rec := range c.recs {
+				if made[i].ID != rec.ID || made[i].State != job.Queued || made[i].Run != 1 {
+					t.Errorf("job %d was made as %+v", i, made[i])
+				}
+			}
+			if _, err := l.Get(t.Context(), gone); !errors.Is(err, ledger.ErrNotFound) {
+				t.Errorf("the removed job is there again: %v", err)
 			}
 		})
 	}

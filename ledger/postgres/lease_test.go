@@ -478,6 +478,9 @@ func TestDeadConnections(t *testing.T) {
 	for _, conn := range idle {
 		conn.Release()
 	}
+	if err := l.maintenance.pulse.beat(t.Context()); err != nil { // its connection, too, is one of those
+		t.Fatal(err)
+	}
 	p.muteAll()
 	defer p.cutAll()                     // closing them politely takes long
 	l.cfg.Lease = 300 * time.Millisecond // so that a pulse does not wait for long
@@ -487,6 +490,29 @@ func TestDeadConnections(t *testing.T) {
 	l.cfg.Lease = longLease
 	if err := l.maintenance.pulse.beat(t.Context()); err != nil {
 		t.Errorf("the next pulse: %v", err)
+	}
+}
+
+// TestPulseBesideCalls has calls that take long use all connections: the lease is renewed.
+func TestPulseBesideCalls(t *testing.T) {
+	url := newDatabase(t)
+	l := openQuiet(t, quiet(url, url))
+	if _, err := l.Join(t.Context(), "node"); err != nil {
+		t.Fatal(err)
+	}
+	for range l.pool.Config().MaxConns {
+		conn, err := l.pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Release()
+	}
+	l.maintenance.pulse.renewed = time.Time{}
+	if err := l.maintenance.pulse.beat(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if l.maintenance.pulse.renewed.IsZero() {
+		t.Error("the lease was not renewed")
 	}
 }
 

@@ -126,7 +126,7 @@ func (l *Ledger) Close() error {
 		l.maintenance.stop()
 		l.leases.close()
 		l.bell.close()
-		l.pool.Close()
+		l.closePools()
 	})
 	return nil
 }

@@ -48,9 +48,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	l.maintenance = newMaintenance(l)
 	l.bell = newBell(l.connectDirect(direct.ConnConfig), cfg.Log)
 	if err := l.open(ctx, pooled); err != nil {
-		if l.pool != nil {
-			l.pool.Close()
-		}
+		l.closePools()
 		return nil, explain(l.server, "open ledger", err)
 	}
 	return l, nil
@@ -89,7 +87,7 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 			closeConn(listening)
 		}
 	}()
-	if err = l.openPool(ctx, pooled); err != nil {
+	if err = l.openPools(ctx, pooled); err != nil {
 		return err
 	}
 	if err := l.retry(ctx, l.findHorizon); err != nil {
@@ -120,10 +118,10 @@ func (l *Ledger) canPrepare(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	return process == conn.PgConn().PID(), err
 }
 
-// openPool opens the connections of the calls. To plan a statement takes the server longer
+// openPools opens the connections of the calls, and that of the pulse. To plan a statement takes the server longer
 // than to run it, so what is sent often is prepared on each connection; through a pooler,
 // the next statement may be another connection's.
-func (l *Ledger) openPool(ctx context.Context, pooled *pgxpool.Config) (err error) {
+func (l *Ledger) openPools(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	pooled.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error { return l.setPassword(cfg) }
 	if l.prepares {
 		pooled.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
@@ -131,9 +129,26 @@ func (l *Ledger) openPool(ctx context.Context, pooled *pgxpool.Config) (err erro
 			return err
 		}
 	}
-	l.pool, err = pgxpool.NewWithConfig(ctx, pooled)
+	own := pooled.Copy()
+	own.MinConns, own.MinIdleConns = 0, 0
+	own.MaxConns = 4 // one, beside those that are dead and not closed yet
+	if l.maintenance.pulse.pool, err = pgxpool.NewWithConfig(ctx, own); err != nil {
+		return err
+	}
+	if l.pool, err = pgxpool.NewWithConfig(ctx, pooled); err != nil {
+		return err
+	}
 	l.db = l.pool
-	return err
+	return nil
+}
+
+// closePools closes the connections that openPools has opened.
+func (l *Ledger) closePools() {
+	for _, pool := range []*pgxpool.Pool{l.pool, l.maintenance.pulse.pool} {
+		if pool != nil {
+			pool.Close()
+		}
+	}
 }
 
 // setPassword has a connection use the password that Config.Password says.

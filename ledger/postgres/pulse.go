@@ -8,15 +8,17 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // pulse renews leases, and polls for changes whose notification was lost and for work of the
 // maintenance. It has a goroutine of its own: one piece of that work may take longer than a
-// lease lasts.
+// lease lasts. And it has a connection of its own: calls that take long may have all others.
 type pulse struct {
-	m *maintenance
+	m    *maintenance
+	pool *pgxpool.Pool // opens one connection; another where that is dead
 
 	// Only the goroutine touches these.
 	renewed   time.Time // when leases were renewed last
@@ -48,6 +50,7 @@ func (p *pulse) run(ctx context.Context) {
 func (p *pulse) beat(ctx context.Context) error {
 	err := within(ctx, p.m.l.cfg.pulseTime(), p.query)
 	if errors.Is(err, errdefs.ErrUnavailable) {
+		p.pool.Reset()
 		p.m.l.pool.Reset()
 	}
 	return err
@@ -67,8 +70,9 @@ func (p *pulse) query(ctx context.Context) error {
 	var last, rows int64
 	var next *time.Time
 	var blocked, unsettled bool
-	_, err := l.queryOne(ctx, queryPulse, pgx.NamedArgs{"names": nodes, "generations": generations, "lease": l.cfg.Lease.Microseconds()},
-		&moment.Now, &moment.Age, &renewed, &last, &next, &blocked, &unsettled, &lapsed, &draining, &rows)
+	args := pgx.NamedArgs{"names": nodes, "generations": generations, "lease": l.cfg.Lease.Microseconds()}
+	into := []any{&moment.Now, &moment.Age, &renewed, &last, &next, &blocked, &unsettled, &lapsed, &draining, &rows}
+	err := l.queryBy(ctx, p.pool, queryPulse, args, one(new(bool), into))
 	if err != nil {
 		return err
 	}

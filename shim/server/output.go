@@ -212,14 +212,27 @@ func (o *output) started() {
 	}
 }
 
+// How long last waits for a pipe that a process outside the runner keeps open.
+const (
+	quiet  = time.Second      // after the last output, with nothing left to read
+	stuck  = 10 * time.Second // for output to be read, without progress
+	longer = 5 * time.Second  // altogether, for what is written after the runner's end
+)
+
 // last waits until the pipes have ended, which is when the runner's last process has,
-// and returns the last lines of the output; see logtext.Tail.
+// and returns the last lines of the output; see logtext.Tail. All that the pipes hold
+// when it is called is read, however long that takes on a busy machine.
 func (o *output) last() string {
-	deadline := time.Now().Add(time.Second)
+	ended := make(chan struct{})
+	go func() {
+		o.copying.Wait()
+		close(ended)
+	}()
+	o.drain(ended)
 	for _, r := range o.pipes {
-		_ = r.SetReadDeadline(deadline) // a process outside the runner may still hold a write end
+		_ = r.SetReadDeadline(time.Now())
 	}
-	o.copying.Wait()
+	<-ended
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	first, then := &o.out, &o.err
@@ -227,6 +240,46 @@ func (o *output) last() string {
 		first, then = then, first
 	}
 	return logtext.Tail(first.text.String() + "\n" + then.text.String())
+}
+
+// drain waits until ended is closed, or there is nothing left to wait for.
+func (o *output) drain(ended <-chan struct{}) {
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	before, first := o.progress()
+	began := time.Now()
+	for since := began; ; {
+		select {
+		case <-ended:
+			return
+		case <-poll.C:
+		}
+		done, due := o.progress()
+		now := time.Now()
+		patience := quiet
+		if done < due {
+			patience = stuck
+		}
+		switch {
+		case done != before:
+			before, since = done, now
+		case now.Sub(since) > patience:
+			return
+		}
+		if done >= first && now.Sub(began) > longer {
+			return
+		}
+	}
+}
+
+// progress returns how many bytes of all pipes have been processed, and how many will have
+// been when all that they hold now is.
+func (o *output) progress() (done, due int64) {
+	for _, r := range o.pipes {
+		d, n := r.Progress()
+		done, due = done+d, due+n
+	}
+	return done, due
 }
 
 func (o *output) close() {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -112,6 +113,61 @@ func TestLastWords(t *testing.T) {
 			t.Errorf("%+v: last words %q", c, got)
 		}
 	}
+}
+
+// slowly is a log file on a busy machine.
+type slowly time.Duration
+
+func (s slowly) Write(p []byte) (int, error) {
+	time.Sleep(time.Duration(s))
+	return len(p), nil
+}
+
+// What the runner has written is read to the end, however long that takes, also while a
+// process outside the runner keeps the pipe open.
+func TestLastWordsOnABusyMachine(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	o := &output{log: slog.New(slog.DiscardHandler), out: newTail(), err: newTail()}
+	if _, err := w.WriteString(strings.Repeat("a line of the log\n", 3000) + "the reason\n"); err != nil {
+		t.Fatal(err)
+	}
+	o.start(r, slowly(700*time.Millisecond), &o.err)
+	if got := o.last(); !strings.HasSuffix(got, "the reason") {
+		t.Errorf("the last words are %q", got)
+	}
+	o.close()
+}
+
+// A process outside the runner that writes for ever does not keep the shim waiting.
+func TestLastWordsOfOthers(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &output{log: slog.New(slog.DiscardHandler), out: newTail(), err: newTail()}
+	o.start(r, io.Discard, &o.out)
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for {
+			if _, err := w.WriteString("still here\n"); err != nil { // the pipe was closed
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	if got := o.last(); !strings.HasSuffix(got, "still here") {
+		t.Errorf("the last words are %q", got)
+	}
+	o.close()
+	<-written
+	w.Close()
 }
 
 func TestLimiter(t *testing.T) {

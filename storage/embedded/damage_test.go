@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,7 +63,7 @@ func TestDamagedFiles(t *testing.T) {
 
 		input := made("damaged-input")
 		damage(input, "inputs/input")
-		if _, err := stage(input); !errdefs.IsDataLoss(err) {
+		if _, err := stage(input); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "inputs/input") || !strings.Contains(err.Error(), "upload the object again, or restore the file from a backup") {
 			t.Errorf("a damaged input: %v", err)
 		}
 		if err := store.Init(t.Context(), input, []byte("payload")); !errdefs.IsAlreadyExists(err) {

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/durable"
@@ -95,7 +94,7 @@ func (s *Store) dataDir(info *Info) (string, error) {
 		}
 	}
 	if errors.Is(err, os.ErrNotExist) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+		err = fmt.Errorf("%w: %w", err, lost("damaged"))
 	}
 	return "", err
 }
@@ -157,7 +156,7 @@ func (o *Object) open(e extent) (*os.File, error) {
 		err = errFooter
 	}
 	if errors.Is(err, ErrNoKey) {
-		err = fmt.Errorf("the file is missing: %w", errdefs.ErrDataLoss)
+		err = lost("the file is missing")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read part %d of object %q in %s: %w", e.number, o.Key, dir, err)

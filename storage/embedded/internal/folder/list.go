@@ -229,7 +229,7 @@ func (l *lister) add(path, key string, indexed bool) (bool, error) {
 	if item.Prefix == "" || indexed {
 		info, err := statFile(path, key)
 		if errors.Is(err, errFooter) { // must not hide the others
-			l.store.log.Error("an object is damaged; restore or remove its file", "file", path, "error", err)
+			l.store.log.Error("an object is damaged", "bucket", l.bucket, "key", key, "file", path, "error", err)
 			if !l.query.Damaged {
 				return true, nil
 			}

@@ -67,8 +67,14 @@ const (
 
 var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-	errFooter  = fmt.Errorf("damaged: the file's footer does not fit it: %w", errdefs.ErrDataLoss)
+	errFooter  = lost("damaged: the file's footer does not fit it")
 )
+
+// lost is the error of an object of which something cannot be read any more. It says what
+// to do next.
+func lost(what string) error {
+	return fmt.Errorf("%s; upload the object again, or restore the file from a backup: %w", what, errdefs.ErrDataLoss)
+}
 
 // encodeFooter returns what follows the data.
 func encodeFooter(info *Info) ([]byte, error) {
