@@ -40,16 +40,15 @@ func newRigFor(t *testing.T, start func(*testing.T) storagetest.Harness) *rig {
 	proxy := testenv.StartS3Proxy(t, server.URL)
 	r := &rig{server: server, proxy: proxy, raw: client(t, server.URL, server.AccessKey, server.SecretKey)}
 	// A busy machine is slow, which is no fault.
-	r.store = r.open(t, time.Minute)
+	r.store = open(t, r.config(time.Minute))
 	return r
 }
 
-// open opens a Store for which a request fails that stands still for so long.
-func (r *rig) open(t *testing.T, stall time.Duration) *s3.Store {
-	t.Helper()
-	return open(t, s3.Config{
+// config is of a Store for which a request fails that stands still for so long.
+func (r *rig) config(stall time.Duration) s3.Config {
+	return s3.Config{
 		URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Patience: time.Minute, Stall: stall,
-	})
+	}
 }
 
 func method(want string) func(*http.Request) bool {
@@ -86,7 +85,9 @@ func TestFaults(t *testing.T) {
 				t.Parallel()
 				r := newRigFor(t, start)
 				if fault == testenv.Stall {
-					r.store = r.open(t, time.Second)
+					config := r.config(3 * time.Second)
+					config.Tries = 30 // for the requests that a busy machine takes as long for
+					r.store = open(t, config)
 				}
 				r.comeThrough(t, fault, payload, large)
 			})
