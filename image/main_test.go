@@ -20,8 +20,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const namespace = "shepherd"
 
-// hasty is a patience for tests: failures come soon.
-var hasty = retryPolicy{attempts: 4, first: time.Millisecond, maxPause: 20 * time.Millisecond, stall: 5 * time.Second}
+// hasty is a patience for tests: failures come soon. A test that stands still for a while, with
+// its registry, is no stalled connection.
+var hasty = retryPolicy{attempts: 4, first: time.Millisecond, maxPause: 20 * time.Millisecond, stall: time.Minute}
 
 // home is a containerd, a registry and what connects them.
 type home struct {

@@ -669,7 +669,12 @@ func TestProgressIsNotTooMuch(t *testing.T) {
 			t.Errorf("progress went back: %+v after %+v", reports[i], reports[i-1])
 		}
 	}
-	middle := reports[len(reports)/2]
+	var middle Progress // of the transfer: a busy machine may unpack for longer
+	for _, p := range reports {
+		if p.Phase == Pulling && p.Done > 0 && p.Rate > middle.Rate {
+			middle = p
+		}
+	}
 	if text := middle.String(); middle.Rate <= 0 || !strings.Contains(text, "% ") && !strings.Contains(text, "%,") || !strings.Contains(text, "/s, ") {
 		t.Errorf("in the middle: %s", fmt.Sprint(middle))
 	}

@@ -20,7 +20,7 @@ func TestDemo(t *testing.T) {
 	dir := t.TempDir()
 	o := options{
 		bin: filepath.Join(dir, "bin"), dir: filepath.Join(dir, "state"), minio: testenv.MinIOProgram(t),
-		config: "node.yml", models: "../../examples/digits/models", lease: 8 * time.Second, // far longer than a pause of a busy machine
+		config: "node.yml", models: "../../examples/digits/models", lease: 20 * time.Second, // far longer than a pause of a busy machine
 	}
 	for program, of := range map[string]string{"shepherdd": "../../cmd/shepherdd", "shepherd-shim": "../../cmd/shepherd-shim", "digits-runner": "../../examples/digits/runner"} {
 		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(o.bin, program), of)

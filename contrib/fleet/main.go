@@ -44,8 +44,8 @@ type options struct {
 
 // startTime bounds each start and stop, jobsTime all jobs.
 const (
-	startTime = 30 * time.Second
-	jobsTime  = 3 * time.Minute
+	startTime = 2 * time.Minute
+	jobsTime  = 10 * time.Minute
 )
 
 // killAfter is how many digits are classified when a node is killed.

@@ -87,7 +87,7 @@ func startAt(t *testing.T, host string) *talk {
 	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	t.Cleanup(cancel)
 	x := &talk{t: t, ctx: ctx, log: new(bytes.Buffer), host: host, port: testenv.FreePort(t), root: t.TempDir()}
-	x.cmd = exec.Command(python, "-c", program, "-r", "some.Runner", "v1/config.yaml", "--port", strconv.Itoa(x.port))
+	x.cmd = exec.CommandContext(ctx, python, "-c", program, "-r", "some.Runner", "v1/config.yaml", "--port", strconv.Itoa(x.port))
 	here, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)

@@ -475,7 +475,7 @@ func TestCloseDuringRetest(t *testing.T) {
 	go func() { k.Close(); close(closed) }()
 	select {
 	case <-closed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(hang):
 		t.Fatal("the keeper does not end")
 	}
 }

@@ -21,7 +21,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	hang = 30 * time.Second
+	hang = 2 * time.Minute
 	gib  = 1 << 30
 )
 

@@ -21,9 +21,14 @@ import (
 // Manager is the service manager. The methods of a nil Manager do nothing.
 type Manager struct {
 	address   string // of its socket for notifications
+	limit     time.Duration
 	watchdog  time.Duration
 	listeners map[string][]net.Listener
 }
+
+// notifyLimit is how long a notification waits for room in the manager's queue: a manager that
+// receives nothing must not keep the service from stopping.
+const notifyLimit = 20 * time.Second
 
 // firstSocket is the first of the descriptors that are handed over.
 const firstSocket = 3
@@ -36,7 +41,7 @@ func Take() (*Manager, error) {
 		pid := os.Getenv(variable)
 		return pid == "" || pid == strconv.Itoa(os.Getpid())
 	}
-	m := &Manager{listeners: make(map[string][]net.Listener)}
+	m := &Manager{limit: notifyLimit, listeners: make(map[string][]net.Listener)}
 	m.address = os.Getenv("NOTIFY_SOCKET")
 	if usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil && usec > 0 && mine("WATCHDOG_PID") {
 		m.watchdog = time.Duration(usec) * time.Microsecond
@@ -158,7 +163,11 @@ func (m *Manager) tell(state string) error {
 		return fmt.Errorf("tell the service manager: %w", err)
 	}
 	defer conn.Close()
-	if _, err := conn.Write([]byte(state)); err != nil {
+	err = conn.SetWriteDeadline(time.Now().Add(m.limit))
+	if err == nil {
+		_, err = conn.Write([]byte(state))
+	}
+	if err != nil {
 		return fmt.Errorf("tell the service manager: %w", err)
 	}
 	return nil

@@ -132,7 +132,7 @@ func newManager(t *testing.T, dir string) *manager {
 
 func (m *manager) hears(t *testing.T, want string) {
 	t.Helper()
-	m.conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	m.conn.SetReadDeadline(time.Now().Add(time.Minute))
 	b := make([]byte, 4096)
 	n, err := m.conn.Read(b)
 	if err != nil || !strings.HasPrefix(string(b[:n]), want) {
@@ -171,6 +171,26 @@ func TestNotify(t *testing.T) {
 	if err := told.Ready(); err == nil {
 		t.Error("a manager that is gone is told without an error")
 	}
+}
+
+// A manager that receives nothing, so that its queue is full, does not hold the service up.
+func TestManagerThatIsStuck(t *testing.T) {
+	m := newManager(t, t.TempDir())
+	t.Setenv("NOTIFY_SOCKET", m.path)
+	told, err := Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	told.limit = 50 * time.Millisecond
+	for range 100_000 {
+		if err := told.Alive(); err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error(err)
+			}
+			return
+		}
+	}
+	t.Error("its queue takes everything")
 }
 
 func TestNoManager(t *testing.T) {

@@ -206,7 +206,7 @@ func (c *Containerd) signal(s syscall.Signal) {
 	_ = c.process.Process.Signal(s) // it may have ended already
 	select {
 	case <-c.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		_ = c.process.Process.Kill()
 		<-c.ended
 	}
@@ -236,7 +236,7 @@ func (c *Containerd) end(t testing.TB) {
 // awaitShims waits for containerd's shims, which clean up after containerd has exited.
 func (c *Containerd) awaitShims(t testing.TB) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		var up []string
 		commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, path := range commands {

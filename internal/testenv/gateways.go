@@ -88,7 +88,7 @@ func startGateway(t testing.TB, addr, program string, args ...string) (url, acce
 			t.Logf("%s: %s", name, text[max(0, len(text)-4096):])
 		}
 	})
-	limit := time.After(time.Minute)
+	limit := time.After(3 * time.Minute)
 	for {
 		if conn, err := net.Dial("tcp", addr); err == nil {
 			conn.Close()
@@ -99,7 +99,7 @@ func startGateway(t testing.TB, addr, program string, args ...string) (url, acce
 			text, _ := os.ReadFile(log.Name())
 			t.Fatalf("%s exited while it started:\n%s", name, text)
 		case <-limit:
-			t.Fatalf("%s does not listen after a minute", name)
+			t.Fatalf("%s does not listen after three minutes", name)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -110,7 +110,7 @@ func (m *MinIO) ready() error {
 	if err != nil {
 		return err
 	}
-	limit := time.After(time.Minute)
+	limit := time.After(3 * time.Minute)
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for {
@@ -132,7 +132,7 @@ func (m *MinIO) ready() error {
 		case <-m.exited:
 			return errors.New("exited while it started")
 		case <-limit:
-			return fmt.Errorf("not ready after a minute: %w", err)
+			return fmt.Errorf("not ready after three minutes: %w", err)
 		case <-again.C:
 		}
 	}
@@ -154,7 +154,7 @@ func (m *MinIO) end(signal syscall.Signal) {
 	_ = m.cmd.Process.Signal(signal) // it may have exited by itself
 	select {
 	case <-m.exited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		_ = m.cmd.Process.Kill()
 		<-m.exited
 	}

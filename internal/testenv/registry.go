@@ -18,6 +18,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,17 +55,19 @@ type Registry struct {
 	cfg   RegistryConfig
 	inner http.Handler
 
-	mu       sync.Mutex
-	requests []RegistryRequest
-	fault    func(*http.Request) *RegistryFault
-	tokens   map[string]bool
+	mu     sync.Mutex
+	fault  func(*http.Request) *RegistryFault
+	tokens map[string]bool
+
+	counting sync.Mutex
+	requests []*RegistryRequest
 }
 
 // RegistryRequest is one request that was answered.
 type RegistryRequest struct {
-	Method, Path, Range string
-	Status              int
-	Bytes               int64 // of the body sent
+	Method, Path string
+	Status       int
+	Bytes        int64 // of the body sent
 }
 
 // RegistryFault is a fault that is injected into a request.
@@ -154,13 +157,31 @@ func (r *Registry) SetFault(f func(*http.Request) *RegistryFault) {
 	r.fault = f
 }
 
-// Requests returns the requests that were answered since the last call.
+// Requests returns the requests that were answered since the last call, with what their
+// clients may have received by now.
 func (r *Registry) Requests() []RegistryRequest {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := r.requests
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	var all []RegistryRequest
+	for _, one := range r.requests {
+		all = append(all, *one)
+	}
 	r.requests = nil
 	return all
+}
+
+// note adds an answer, or more of it, to the requests.
+func (r *Registry) note(a *answer, bytes int64) {
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	if !slices.Contains(r.requests, a.noted) { // none is, or it was returned before
+		if a.noted != nil && bytes <= 0 {
+			return
+		}
+		a.noted = &RegistryRequest{Method: a.request.Method, Path: a.request.URL.Path, Status: a.status}
+		r.requests = append(r.requests, a.noted)
+	}
+	a.noted.Bytes += bytes
 }
 
 // BlobBytes counts the bytes of blobs sent by each request of the list to
@@ -211,14 +232,8 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	r.mu.Unlock()
 
-	out := &answer{ResponseWriter: w, fault: fault, status: http.StatusOK}
-	defer func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.requests = append(r.requests, RegistryRequest{
-			Method: req.Method, Path: req.URL.Path, Range: req.Header.Get("Range"), Status: out.status, Bytes: out.sent,
-		})
-	}()
+	out := &answer{ResponseWriter: w, registry: r, request: req, fault: fault, status: http.StatusOK}
+	defer func() { r.note(out, 0) }() // where there was no body
 	if fault.Hold != nil {
 		select {
 		case <-fault.Hold:
@@ -305,10 +320,13 @@ func (r *Registry) giveToken(w http.ResponseWriter, req *http.Request) {
 	fmt.Fprintf(w, `{"token":%q,"access_token":%q,"expires_in":300}`, token, token)
 }
 
-// answer counts the bytes of a body, drops its beginning for a range, and cuts it off for a
-// fault.
+// answer counts the bytes of a body before its client can receive them, drops its beginning
+// for a range, and cuts it off for a fault.
 type answer struct {
 	http.ResponseWriter
+	registry     *Registry
+	request      *http.Request
+	noted        *RegistryRequest // where it is counted
 	fault        RegistryFault
 	skip, offset int64
 	status       int
@@ -342,9 +360,11 @@ func (a *answer) Write(p []byte) (int, error) {
 		if a.fault.Pause > 0 {
 			time.Sleep(a.fault.Pause)
 		}
+		a.registry.note(a, int64(len(part)))
 		m, err := a.ResponseWriter.Write(part)
 		a.sent += int64(m)
 		if err != nil {
+			a.registry.note(a, int64(m-len(part)))
 			return 0, err
 		}
 		if cut {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -151,6 +152,7 @@ func TestLogs(t *testing.T) {
 			first := w.inherit(t)
 			ctx, leave := context.WithCancel(t.Context())
 			defer leave()
+			defer time.AfterFunc(2*hang, leave).Stop() // ends a read in vain
 			log, err := first.Sheep.(runtime.Logger).Logs(ctx, job.LogQuery{Tail: -1, Follow: true})
 			if err != nil {
 				t.Fatal(err)

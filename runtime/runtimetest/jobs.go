@@ -3,6 +3,8 @@ package runtimetest
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -51,11 +53,15 @@ func testKeptAnswers(t *testing.T, w *world) {
 	for i := len(ids) - 1; i >= 0; i-- {
 		l.ack(ids[i])
 	}
-	long := w.prepare("sleep 300ms")
+	gate := filepath.Join(w.h.DataRoot, "go")
+	long := w.prepare("await " + gate)
 	l.send(long)
 	l.send(long) // under way: does nothing
 	if err := l.conn.Send(l.ctx(), messenger.Input{JobID: w.prepare(""), IODataRoot: w.h.DataRoot}); err == nil {
 		t.Error("a second job was taken while one is under way")
+	}
+	if err := os.WriteFile(gate, nil, 0o644); err != nil {
+		t.Fatal(err)
 	}
 	l.recv(long)
 	l.ack(long)

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -108,7 +109,11 @@ func Spawn(t testing.TB, env []string, args ...string) *Victim {
 // Expect reads the next line, which must begin with the word, and returns the rest.
 func (v *Victim) Expect(word string) string {
 	v.t.Helper()
+	late := time.AfterFunc(2*hang, func() { _ = v.cmd.Process.Kill() }) // the read ends then
 	line, err := v.out.ReadString('\n')
+	if !late.Stop() {
+		v.t.Fatalf("the daemon has not said %q within %v", word, 2*hang)
+	}
 	if err != nil || !strings.HasPrefix(line, word+" ") {
 		v.t.Fatalf("the daemon says %q, %v; expected %q", line, err, word)
 	}

@@ -106,7 +106,7 @@ func serveScripted(t testing.TB, spec shim.Spec) (dir string, runner *scripted) 
 
 func recvEvent(t testing.TB, h *shim.Handle, want messenger.EventKind) messenger.Event {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	e, err := h.RecvEvent(ctx)
 	if err != nil || e.Kind != want {

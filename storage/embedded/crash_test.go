@@ -158,6 +158,10 @@ func TestKilled(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		if left.Load() > 0 {
+			t.Errorf("round %d: the writers have ended before the server was killed", round)
+			_ = process.Process.Kill()
+		}
 		_ = process.Wait()
 		verifyAfterKill(t, dir, writers)
 	}

@@ -51,10 +51,8 @@ func gatewayHarness(start func(testing.TB) (url, accessKey, secretKey string)) f
 		url, access, secret := start(t)
 		h := storagetest.Harness{
 			URL: url, AccessKey: access, SecretKey: secret, ShortNames: true, HidesUnknownKeys: true,
-			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
-				return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Patience: time.Second})
-			},
 		}
+		h.Open = opener(h)
 		h.Signer = signer(t, h)
 		return h
 	}

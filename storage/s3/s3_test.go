@@ -96,10 +96,8 @@ func startEmbedded(t testing.TB, bucket string) (storagetest.Harness, *embedded.
 	t.Cleanup(func() { server.Close(); serving.Wait() })
 	h := storagetest.Harness{
 		URL: "http://" + server.Addr(), AccessKey: access, SecretKey: secret, Bucket: bucket,
-		Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
-			return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucket, Patience: time.Second})
-		},
 	}
+	h.Open = opener(h)
 	h.Signer = signer(t, h)
 	if bucket != "" {
 		store := open(t, s3.Config{URL: h.URL, AccessKey: access, SecretKey: secret, Bucket: bucket})
@@ -120,12 +118,22 @@ func minioHarness(bucket string) func(*testing.T) storagetest.Harness {
 		}
 		h := storagetest.Harness{
 			URL: server.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey, Bucket: bucket,
-			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
-				return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucket, Patience: time.Second})
-			},
 		}
+		h.Open = opener(h)
 		h.Signer = signer(t, h)
 		return h
+	}
+}
+
+// opener opens Stores for the harness. Only with another server is there little patience:
+// requests to it fail for good, and those to the harness's do not because it is slow.
+func opener(h storagetest.Harness) func(testing.TB, string, string, string) storage.Store {
+	return func(t testing.TB, url, accessKey, secretKey string) storage.Store {
+		patience := time.Minute
+		if url != h.URL {
+			patience = time.Second
+		}
+		return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Bucket: h.Bucket, Patience: patience})
 	}
 }
 

@@ -27,11 +27,14 @@ func (s *suite) testUpload(t *testing.T) {
 	t.Run("Dropped", func(t *testing.T) { t.Parallel(); s.testDroppedParts(t) })
 }
 
-// put puts the body to an address and returns the answer's status.
+// put puts the body to an address, by a connection of its own, and returns the answer's
+// status: a server that has refused a body may close the connection without saying so, and
+// the next PUT by it would fail.
 func put(t *testing.T, address string, body []byte) (int, error) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, address, bytes.NewReader(body))
 	noError(t, err)
+	request.Close = true
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return 0, err

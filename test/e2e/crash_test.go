@@ -264,7 +264,7 @@ func (c *crashes) settle() {
 // keptStatus waits until the state of an ended job in storage agrees with the API. The error
 // describes the difference.
 func keptStatus(ctx context.Context, store *s3.Store, id, state string, finished *string) (kept job.Status, err error) {
-	for end := time.Now().Add(deadline / 4); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(deadline); ; time.Sleep(5 * time.Millisecond) {
 		kept, err = store.Status(ctx, job.ID(id))
 		if err == nil && string(kept.State) == state && !kept.FinishedAt.IsZero() && finished != nil && *job.FormatTime(kept.FinishedAt) == *finished {
 			return kept, nil

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,31 +31,44 @@ func (w *world) must(args ...string) string {
 	return out
 }
 
-// manager replaces the service manager: it receives the daemon's notifications.
-func (w *world) manager() *net.UnixConn {
+// manager replaces the service manager: it receives the daemon's notifications, all the time,
+// as one does: its socket holds ten or so.
+func (w *world) manager() <-chan string {
 	w.t.Helper()
 	path := w.dir + "/notify"
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { conn.Close() })
+	told := make(chan string, 100_000) // more than come in a test
+	var receiving sync.WaitGroup
+	receiving.Go(func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := conn.Read(b)
+			if err != nil {
+				return
+			}
+			told <- string(b[:n])
+		}
+	})
+	w.t.Cleanup(func() { conn.Close(); receiving.Wait() })
 	w.env = append(w.env, "NOTIFY_SOCKET="+path)
-	return conn
+	return told
 }
 
 // hears waits for a notification with that prefix.
-func (w *world) hears(conn *net.UnixConn, want string) string {
+func (w *world) hears(told <-chan string, want string) string {
 	w.t.Helper()
-	conn.SetReadDeadline(time.Now().Add(deadline))
+	limit := time.After(deadline)
 	for {
-		b := make([]byte, 4096)
-		n, err := conn.Read(b)
-		if err != nil {
-			w.t.Fatalf("the daemon does not tell %q: %v\n%s", want, err, w.log)
-		}
-		if strings.HasPrefix(string(b[:n]), want) {
-			return string(b[:n])
+		select {
+		case text := <-told:
+			if strings.HasPrefix(text, want) {
+				return text
+			}
+		case <-limit:
+			w.t.Fatalf("the daemon does not tell %q\n%s", want, w.log)
 		}
 	}
 }
