@@ -68,6 +68,9 @@ func (s *session) keptEvents(ctx context.Context, id, after string, printer *eve
 	} else {
 		response, err = s.FollowJob(ctx, id, &client.FollowJobParams{After: &after, Follow: new("false")})
 	}
+	if err == nil {
+		err = client.CheckStream(response)
+	}
 	if err != nil {
 		return err
 	}

@@ -263,7 +263,11 @@ func (r remoteModels) Pull(ctx context.Context, o job.PullOrder, report func(job
 	defer response.Body.Close()
 	for stream := json.NewDecoder(response.Body); ; {
 		var p client.PullProgress
-		if err := stream.Decode(&p); err != nil {
+		err := stream.Decode(&p)
+		if _, other := errors.AsType[*json.SyntaxError](err); other {
+			return fmt.Errorf("the daemon's answer cannot be read: %w", err)
+		}
+		if err != nil {
 			return fmt.Errorf("the daemon went away during the pull: %w", err)
 		}
 		switch {
@@ -324,6 +328,5 @@ func (r remoteModels) List(ctx context.Context) (job.KeptModels, error) {
 
 // Remove removes a model.
 func (r remoteModels) Remove(ctx context.Context, m job.Model, node string) error {
-	_, err := r.RemoveModelWithResponse(ctx, m.String(), &client.RemoveModelParams{Node: orNone(node)})
-	return err
+	return succeeded(r.RemoveModelWithResponse(ctx, m.String(), &client.RemoveModelParams{Node: orNone(node)}))
 }

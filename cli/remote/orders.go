@@ -50,8 +50,7 @@ func drainSheep(t *Target) *cobra.Command {
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				return s.each(ctx, names, "takes no more jobs", func(ctx context.Context, sheep string) error {
-					_, err := s.DrainSheepWithResponse(ctx, sheep)
-					return err
+					return succeeded(s.DrainSheepWithResponse(ctx, sheep))
 				})
 			})
 		},
@@ -65,8 +64,7 @@ func resumeSheep(t *Target) *cobra.Command {
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				return s.each(ctx, names, "takes jobs", func(ctx context.Context, sheep string) error {
-					_, err := s.ResumeSheepWithResponse(ctx, sheep)
-					return err
+					return succeeded(s.ResumeSheepWithResponse(ctx, sheep))
 				})
 			})
 		},
@@ -100,8 +98,7 @@ func (t *Target) Restart(cmd *cobra.Command, names []string, drain time.Duration
 	}
 	return t.run(cmd, func(ctx context.Context, s *session) error {
 		return s.each(ctx, names, "has ended its runner and works again", func(ctx context.Context, sheep string) error {
-			_, err := s.RestartSheepWithResponse(ctx, sheep, &params)
-			return err
+			return succeeded(s.RestartSheepWithResponse(ctx, sheep, &params))
 		})
 	})
 }
@@ -136,8 +133,7 @@ func loadSheep(t *Target) *cobra.Command {
 			request.Model.Name, request.Model.Version = m.Name, m.Version
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				return s.each(ctx, args[:1], "has loaded "+m.String(), func(ctx context.Context, sheep string) error {
-					_, err := s.LoadSheepWithResponse(ctx, sheep, request)
-					return err
+					return succeeded(s.LoadSheepWithResponse(ctx, sheep, request))
 				})
 			})
 		},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path"
 	"path/filepath"
@@ -118,7 +119,7 @@ func (s *session) fetch(ctx context.Context, id string, names []string, to strin
 		return s.fetchAll(ctx, id, root, there, shown)
 	}
 	for _, name := range names {
-		response, err := s.GetResultFile(ctx, id, name)
+		response, err := s.openOutput(ctx, id, name)
 		if err != nil {
 			return err
 		}
@@ -147,7 +148,7 @@ func (s *session) fetchOne(ctx context.Context, id string, names []string, there
 	default:
 		return usage("job %s has several outputs: give a directory with -o, or name one of %s", id, namesOf(there))
 	}
-	response, err := s.GetResultFile(ctx, id, name)
+	response, err := s.openOutput(ctx, id, name)
 	if err != nil {
 		return err
 	}
@@ -156,6 +157,16 @@ func (s *session) fetchOne(ctx context.Context, id string, names []string, there
 		return fmt.Errorf("fetch %s of job %s: %w", name, id, err)
 	}
 	return nil
+}
+
+// openOutput opens one output; the caller closes the response's body.
+func (s *session) openOutput(ctx context.Context, id, name string) (*http.Response, error) {
+	response, err := s.GetResultFile(ctx, id, name)
+	if err != nil || response.StatusCode == http.StatusOK {
+		return response, err
+	}
+	response.Body.Close() // says that the job is not ready, and is no output
+	return nil, &Error{Code: ExitConflict, Err: fmt.Errorf("job %s was run again meanwhile and has not ended; `%s wait %s` waits for it", id, s.program, id)}
 }
 
 // namesOf lists the names of some outputs, for messages.

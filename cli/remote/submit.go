@@ -320,8 +320,11 @@ func (s *submission) send(ctx context.Context, on *session, shown *display) (cli
 		answer, err = on.CreateJobWithResponse(ctx, &params, s.request)
 	} else {
 		count := shown.transfer(stageUpload, s.inputs.size)
-		form := client.NewForm(s.request, func(w *client.FormWriter) error { return s.inputs.write(w, on.in, count) })
+		reading, stop := context.WithCancel(ctx)
+		stdin := &stoppableReader{from: on.in, stop: reading.Done()}
+		form := client.NewForm(s.request, func(w *client.FormWriter) error { return s.inputs.write(w, stdin, count) })
 		defer form.Close()
+		defer stop() // Close waits for the reading
 		answer, err = on.CreateJobWithBodyWithResponse(ctx, &params, form.ContentType(), form)
 	}
 	if err != nil {

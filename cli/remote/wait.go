@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"time"
 
@@ -141,6 +143,8 @@ func (s *session) await(ctx context.Context, id string, show func(client.Job)) (
 				return last, &Error{Code: ExitTimeout, Err: fmt.Errorf("job %s: %w", id, errWaited)}
 			}
 			return last, ctx.Err()
+		case err == nil && answer.JSON200 == nil && answer.StatusCode() != http.StatusNotModified:
+			return last, fmt.Errorf("the daemon's answer about job %s cannot be read", id)
 		case err == nil:
 			away = time.Time{}
 			if answer.JSON200 != nil {
@@ -177,6 +181,7 @@ func (s *session) await(ctx context.Context, id string, show func(client.Job)) (
 // restarted.
 func comesBack(err error) bool {
 	var unreachable *client.UnreachableError
-	return errors.As(err, &unreachable) || client.Is(err, http.StatusServiceUnavailable) || client.Is(err, http.StatusTooManyRequests) ||
-		client.Is(err, http.StatusBadGateway)
+	var network *net.OpError // in the middle of an answer
+	return errors.As(err, &unreachable) || errors.As(err, &network) || errors.Is(err, io.ErrUnexpectedEOF) || client.Is(err, http.StatusServiceUnavailable) || client.Is(err, http.StatusTooManyRequests) ||
+		client.Is(err, http.StatusBadGateway) || client.Is(err, http.StatusGatewayTimeout) // of a proxy
 }
