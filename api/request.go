@@ -99,11 +99,12 @@ func (l *lease) giveBack() { l.release(int(l.taken)) }
 // decodeStartJob reads the body of a start-job request. It is strict where a
 // lax reader would silently run something other than the client meant: unknown
 // and repeated fields, wrong types, trailing data and text that is not UTF-8
-// are refused with a *job.Invalid that names the field. The payload of the
-// request it returns is a part of body.
+// are refused with a *job.Invalid that names the field. A whole number stands for
+// its digits where a string is expected, as it did for the original: version 2 is
+// "2". The payload of the request it returns is a part of body.
 func decodeStartJob(body []byte) (job.Request, error) {
 	var fields jobFields
-	in := &reader{data: body}
+	in := &reader{data: body, numbers: true}
 	if err := in.document(func() error { return fields.decode(in, func(*reader, string) error { return errNotMine }) }); err != nil {
 		return job.Request{}, err
 	}
@@ -559,6 +560,10 @@ func (t *text) optional(in *reader, field string) (err error) {
 	t.seen = true
 	if in.null() {
 		return nil
+	}
+	if c := in.peek(); in.numbers && (c == '-' || digit(c)) {
+		t.value, err = in.digits(field)
+		return err
 	}
 	t.value, err = in.text(field)
 	return err
