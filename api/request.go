@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sync/semaphore"
@@ -24,6 +25,9 @@ const trusted = 1 << 20
 func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, &http.MaxBytesError{Limit: limit}
+	}
+	if err := checkCoding(r); err != nil {
+		return nil, err
 	}
 	size := 512
 	if r.ContentLength > 0 {
@@ -65,6 +69,14 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) 
 		room.release(cap(body))
 		body = grown
 	}
+}
+
+// checkCoding refuses a body that is compressed.
+func checkCoding(r *http.Request) error {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return &job.Invalid{Field: "body", Problem: "has the Content-Encoding " + strconv.Quote(bounded(coding)) + "; send it without one"}
+	}
+	return nil
 }
 
 // bodyLimits bounds the bodies that are held in memory.

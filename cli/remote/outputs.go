@@ -3,6 +3,7 @@ package remote
 import (
 	"archive/tar"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -229,8 +230,8 @@ func writeOutput(root *os.Root, name string, content io.Reader) error {
 			return err
 		}
 	}
-	part := filepath.FromSlash(path.Join(path.Dir(name), ".shepherd-part"))
-	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+	part := filepath.FromSlash(path.Join(path.Dir(name), ".shepherd-part-"+rand.Text())) // others may write here, too
+	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return err
 	}

@@ -195,7 +195,8 @@ func (t *Target) run(cmd *cobra.Command, do func(context.Context, *session) erro
 	return Hint(do(cmd.Context(), s))
 }
 
-// interruptible executes do with a context that ends with an interrupt.
+// interruptible executes do with a context that ends with an interrupt. A second one does not
+// wait for do, which may be writing where nobody reads.
 func (s *session) interruptible(ctx context.Context, do func(context.Context) error) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -206,7 +207,10 @@ func (s *session) interruptible(ctx context.Context, do func(context.Context) er
 		return err
 	case <-s.interrupts:
 		stop()
-		<-result
+		select {
+		case <-result:
+		case <-s.interrupts:
+		}
 		return &Error{Code: ExitInterrupted}
 	}
 }

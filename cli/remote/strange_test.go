@@ -153,6 +153,81 @@ func TestResultOfAnotherRun(t *testing.T) {
 	}
 }
 
+// TestSideBySide writes two outputs to one directory at a time, as two commands do: neither gets
+// what the other wrote.
+func TestSideBySide(t *testing.T) {
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	slow, writer := io.Pipe()
+	first := make(chan error, 1)
+	go func() { first <- writeOutput(root, "a", slow) }()
+	if _, err := writer.Write([]byte("first ")); err != nil { // it is read, so the file is open
+		t.Fatal(err)
+	}
+	for _, name := range []string{"b", ".shepherd-part", "c"} {
+		if err := writeOutput(root, name, strings.NewReader("of "+name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := writer.Write([]byte("half")); err != nil {
+		t.Fatal(err)
+	}
+	writer.Close()
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{"a": "first half", "b": "of b", ".shepherd-part": "of .shepherd-part", "c": "of c"} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); string(got) != want || err != nil {
+			t.Errorf("%s: %q, %v, want %q", name, got, err, want)
+		}
+	}
+	if entries, err := os.ReadDir(dir); len(entries) != 4 || err != nil {
+		t.Errorf("there are %v, %v", entries, err)
+	}
+}
+
+// blocked is an output that nobody reads: its first Write begins, and does not end.
+type blocked struct{ begun, over chan struct{} }
+
+func (b blocked) Write(p []byte) (int, error) {
+	close(b.begun)
+	<-b.over
+	return len(p), nil
+}
+
+// TestBlockedOutput interrupts a command whose output nobody reads, twice: the second time it ends.
+func TestBlockedOutput(t *testing.T) {
+	out := blocked{make(chan struct{}), make(chan struct{})}
+	interrupts := make(chan os.Signal, 2)
+	s := &session{interrupts: interrupts}
+	left := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- s.interruptible(t.Context(), func(context.Context) error {
+			defer close(left)
+			_, err := io.WriteString(out, "text")
+			return err
+		})
+	}()
+	<-out.begun
+	interrupts <- os.Interrupt
+	interrupts <- os.Interrupt
+	select {
+	case err := <-ended:
+		if ExitCode(err) != ExitInterrupted {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("it does not end")
+	}
+	close(out.over)
+	<-left
+}
+
 // TestIdleInput has a standard input that brings nothing: neither an interrupt nor an answer
 // that comes before the input's end waits for it.
 func TestIdleInput(t *testing.T) {
