@@ -32,20 +32,18 @@ func events(t *Target) *cobra.Command {
 			}
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				printer := eventPrinter{to: s.out, form: form}
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					if !follow {
-						return s.keptEvents(ctx, id, after, &printer)
+				if !follow {
+					return s.keptEvents(ctx, id, after, &printer)
+				}
+				for event, err := range client.Follow(ctx, s.ClientWithResponses, id, after) {
+					if err == nil {
+						err = printer.print(event)
 					}
-					for event, err := range client.Follow(ctx, s.ClientWithResponses, id, after) {
-						if err == nil {
-							err = printer.print(event)
-						}
-						if err != nil {
-							return err
-						}
+					if err != nil {
+						return err
 					}
-					return nil
-				})
+				}
+				return nil
 			})
 		},
 		ValidArgsFunction: jobArgs(t, 1),

@@ -24,17 +24,15 @@ func logs(t *Target) *cobra.Command {
 		Args: oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					response, err := s.openLog(ctx, args[0], &client.GetJobLogsParams{Tail: &tail, Follow: new(strconv.FormatBool(follow))})
-					if err != nil {
-						return err
-					}
-					defer response.Body.Close()
-					if _, err := io.Copy(s.out, response.Body); err != nil && ctx.Err() == nil {
-						return fmt.Errorf("read the log of job %s: %w", args[0], err)
-					}
-					return nil
-				})
+				response, err := s.openLog(ctx, args[0], &client.GetJobLogsParams{Tail: &tail, Follow: new(strconv.FormatBool(follow))})
+				if err != nil {
+					return err
+				}
+				defer response.Body.Close()
+				if _, err := io.Copy(s.out, response.Body); err != nil && ctx.Err() == nil {
+					return fmt.Errorf("read the log of job %s: %w", args[0], err)
+				}
+				return nil
 			})
 		},
 		ValidArgsFunction: jobArgs(t, 1),

@@ -148,20 +148,18 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 				return with(cmd, print)
 			}
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					for change, err := range client.FollowFlock(ctx, s.ClientWithResponses) {
-						if err != nil {
-							return err
-						}
-						if change.Flock == nil && change.Jobs == nil {
-							continue
-						}
-						if err := print(ctx, remoteModels{s.ClientWithResponses}); err != nil {
-							return err
-						}
+				for change, err := range client.FollowFlock(ctx, s.ClientWithResponses) {
+					if err != nil {
+						return err
 					}
-					return nil
-				})
+					if change.Flock == nil && change.Jobs == nil {
+						continue
+					}
+					if err := print(ctx, remoteModels{s.ClientWithResponses}); err != nil {
+						return err
+					}
+				}
+				return nil
 			})
 		},
 	}

@@ -158,7 +158,7 @@ func (t *Target) Elsewhere() bool {
 // WithNodes calls do with a keeper that asks the daemon.
 func (t *Target) WithNodes(cmd *cobra.Command, do func(context.Context, NodeKeeper) error) error {
 	return t.run(cmd, func(ctx context.Context, s *session) error {
-		return s.interruptible(ctx, func(ctx context.Context) error { return do(ctx, daemonNodes{s.ClientWithResponses}) })
+		return do(ctx, daemonNodes{s.ClientWithResponses})
 	})
 }
 

@@ -27,17 +27,15 @@ func someSheep(_ *cobra.Command, args []string) error {
 // each does something to all sheep that are named, until it fails for one, and says that
 // it is done.
 func (s *session) each(ctx context.Context, names []string, verb string, do func(ctx context.Context, sheep string) error) error {
-	return s.interruptible(ctx, func(ctx context.Context) error {
-		for _, name := range names {
-			if err := do(ctx, name); err != nil {
-				return err
-			}
-			if _, err := fmt.Fprintf(s.out, "Sheep %s %s.\n", name, verb); err != nil {
-				return err
-			}
+	for _, name := range names {
+		if err := do(ctx, name); err != nil {
+			return err
 		}
-		return nil
-	})
+		if _, err := fmt.Fprintf(s.out, "Sheep %s %s.\n", name, verb); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func drainSheep(t *Target) *cobra.Command {

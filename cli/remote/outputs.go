@@ -40,25 +40,23 @@ func result(t *Target) *cobra.Command {
 		Args:    jobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					j, err := s.job(ctx, args[0])
-					if err != nil {
-						return err
-					}
-					if !j.Status.Final() {
-						return &Error{Code: ExitConflict, Err: fmt.Errorf("job %s has not ended: it is %s; `%s wait %s` waits for it", j.JobId, j.Status, s.program, j.JobId)}
-					}
-					if err := outcome(j); err != nil {
-						s.explainEnds(ctx, err)
-						return err
-					}
-					if list {
-						return s.listOutputs(ctx, j.JobId)
-					}
-					shown := newDisplay(s.err, quiet || to == toStdout)
-					defer shown.end()
-					return s.fetch(ctx, j.JobId, args[1:], to, shown)
-				})
+				j, err := s.job(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if !j.Status.Final() {
+					return &Error{Code: ExitConflict, Err: fmt.Errorf("job %s has not ended: it is %s; `%s wait %s` waits for it", j.JobId, j.Status, s.program, j.JobId)}
+				}
+				if err := outcome(j); err != nil {
+					s.explainEnds(ctx, err)
+					return err
+				}
+				if list {
+					return s.listOutputs(ctx, j.JobId)
+				}
+				shown := newDisplay(s.err, quiet || to == toStdout)
+				defer shown.end()
+				return s.fetch(ctx, j.JobId, args[1:], to, shown)
 			})
 		},
 		ValidArgsFunction: jobArgs(t, 1),

@@ -173,9 +173,16 @@ type session struct {
 	interrupts <-chan os.Signal
 }
 
-// run executes do with the daemon that the flags name. Its context ends with an
-// interrupt, unless do takes interrupts itself.
+// run executes do with the daemon that the flags name, and a context that ends with an
+// interrupt.
 func (t *Target) run(cmd *cobra.Command, do func(context.Context, *session) error) error {
+	return t.runTaking(cmd, func(ctx context.Context, s *session) error {
+		return s.interruptible(ctx, func(ctx context.Context) error { return do(ctx, s) })
+	})
+}
+
+// runTaking is run for what takes interrupts itself: nothing else does meanwhile.
+func (t *Target) runTaking(cmd *cobra.Command, do func(context.Context, *session) error) error {
 	interrupts := t.config.Interrupts
 	if interrupts == nil {
 		signals := make(chan os.Signal, 1)

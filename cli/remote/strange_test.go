@@ -228,6 +228,73 @@ func TestBlockedOutput(t *testing.T) {
 	<-left
 }
 
+// TestSilentDaemon interrupts each command while a daemon says nothing; `models` has the signals of
+// the process.
+func TestSilentDaemon(t *testing.T) {
+	for name, run := range map[string]struct {
+		command func(Config) *cobra.Command
+		args    []string
+	}{
+		"wait":        {waitCommand, []string{"job-1"}},
+		"events":      {eventsCommand, []string{"job-1"}},
+		"status":      {statusCommand, []string{"job-1"}},
+		"ls":          {lsCommand, nil},
+		"logs":        {logsCommand, []string{"job-1"}},
+		"result":      {resultCommand, []string{"job-1"}},
+		"submit":      {submitCommand, []string{"m:v", "--payload", "x"}},
+		"cancel":      {cancelCommand, []string{"job-1"}},
+		"retry":       {retryCommand, []string{"--group", "g"}},
+		"explain":     {explainCommand, []string{"job-1"}},
+		"gpus":        {gpusCommand, nil},
+		"sheep ls":    {sheepCommand, []string{"ls"}},
+		"sheep drain": {sheepCommand, []string{"drain", "s"}},
+		"nodes ls":    {nodesCommand, []string{"ls"}},
+		"nodes drain": {nodesCommand, []string{"drain", "n"}},
+		"webhooks ls": {webhooksCommand, []string{"ls"}},
+		"redeliver":   {webhooksCommand, []string{"redeliver", "msg_1"}},
+		"secret":      {webhooksCommand, []string{"secret"}},
+		"top":         {topCommand, []string{"--once"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			interrupts := make(chan os.Signal, 1)
+			silent := func(_ http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				interrupts <- os.Interrupt
+				<-r.Context().Done()
+			}
+			if _, err := executed(t, run.command, Config{Interrupts: interrupts}, nil, silent, run.args...); ExitCode(err) != ExitInterrupted {
+				t.Errorf("it ended with %v", err)
+			}
+		})
+	}
+}
+
+// TestSilentExplanation interrupts a command that asks, after the end of a job, why it has failed.
+func TestSilentExplanation(t *testing.T) {
+	for name, run := range map[string]struct {
+		command func(Config) *cobra.Command
+		args    []string
+	}{"wait": {waitCommand, []string{"j"}}, "submit": {submitCommand, []string{"m:v", "--payload", "x"}}, "result": {resultCommand, []string{"j"}}} {
+		interrupts := make(chan os.Signal, 1)
+		answers := func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/jobs/j/explain" {
+				interrupts <- os.Interrupt
+				<-r.Context().Done()
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			if r.Method == http.MethodPost {
+				w.WriteHeader(http.StatusCreated)
+			}
+			_, _ = io.WriteString(w, `{"job_id": "j", "status": "failed", "model": {"name": "m", "version": "v"}}`)
+		}
+		if _, err := executed(t, run.command, Config{Interrupts: interrupts}, nil, answers, run.args...); ExitCode(err) != ExitJobFailed && ExitCode(err) != ExitInterrupted {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestIdleInput has a standard input that brings nothing: neither an interrupt nor an answer
 // that comes before the input's end waits for it.
 func TestIdleInput(t *testing.T) {

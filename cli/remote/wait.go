@@ -28,7 +28,7 @@ func wait(t *Target) *cobra.Command {
 			"first. A daemon that is restarted meanwhile is waited for.",
 		Args: jobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return t.run(cmd, func(ctx context.Context, s *session) error {
+			return t.runTaking(cmd, func(ctx context.Context, s *session) error {
 				if limit > 0 {
 					var stop context.CancelFunc
 					ctx, stop = context.WithTimeoutCause(ctx, limit, errWaited)
@@ -53,8 +53,10 @@ func wait(t *Target) *cobra.Command {
 				})
 				err = errors.Join(err, printer.flush())
 				if err == nil && worst != nil {
-					s.explainEnds(ctx, worst)
-					return worst
+					return s.interruptible(ctx, func(ctx context.Context) error {
+						s.explainEnds(ctx, worst)
+						return worst
+					})
 				}
 				return err
 			})

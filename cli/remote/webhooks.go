@@ -53,7 +53,7 @@ func listMessages(t *Target) *cobra.Command {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				lines := messageListing(s.out, form, !noHeading)
 				if watch {
-					return s.interruptible(ctx, func(ctx context.Context) error { return s.watchMessages(ctx, params, limit, lines) })
+					return s.watchMessages(ctx, params, limit, lines)
 				}
 				messages, err := s.messages(ctx, params, limit)
 				if err != nil {
