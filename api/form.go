@@ -52,6 +52,9 @@ func (s formLimits) openForm(w http.ResponseWriter, r *http.Request) (*form, err
 	if r.ContentLength > s.maxUpload {
 		return nil, &http.MaxBytesError{Limit: s.maxUpload}
 	}
+	if err := checkCoding(r); err != nil {
+		return nil, err
+	}
 	_, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || params["boundary"] == "" {
 		return nil, &job.Invalid{Field: "body", Problem: "the Content-Type of a form must name its boundary"}

@@ -5,11 +5,14 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/gorilla/mux"
 
 	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/job"
 )
 
 // gatekeeper lets callers in who may do what they ask for.
@@ -37,6 +40,10 @@ func (s *gatekeeper) authorize(next http.Handler) http.Handler {
 		if err != nil {
 			s.refuse(r, caller, err)
 			s.fail(w, r, err)
+			return
+		}
+		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil && needed.query {
+			s.fail(w, r, &job.Invalid{Field: "query", Problem: "cannot be read: " + strings.TrimPrefix(err.Error(), "invalid ")})
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(access.With(r.Context(), caller)))

@@ -26,6 +26,19 @@ func TestGetJob(t *testing.T) {
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": "2026-11-22T10:08:04.012731"}`)
 }
 
+// A query that cannot be read is refused, rather than taken for an empty one, but by the
+// original's routes.
+func TestMalformedQuery(t *testing.T) {
+	h := newHarness(t)
+	h.service.add("done", job.Done)
+	for _, query := range []string{"state=failed%zz", "state=failed;order=newest", "%"} {
+		h.problem(h.get("/jobs?"+query), 400, "invalid-request", "query: cannot be read: "+map[bool]string{true: "semicolon separator in query", false: `URL escape "` + query[strings.IndexByte(query+"%", '%'):] + `"`}[strings.Contains(query, ";")])
+		if got := h.get("/jobs/done/status?" + query); got.status != 200 {
+			t.Errorf("status with ?%s: %d %s", query, got.status, got.body)
+		}
+	}
+}
+
 func TestGetJobWithAttempts(t *testing.T) {
 	h := newHarness(t)
 	j := h.service.add("job-1", job.Processing)

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/getkin/kin-openapi/openapi3"
+
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/job"
@@ -40,6 +42,9 @@ func TestNeedsAreInTheContract(t *testing.T) {
 			if string(needed.scope) != scope || needed.whole != whole {
 				t.Errorf("%s needs %+v, the contract says x-scope %q, x-whole %t", key, needed, scope, whole)
 			}
+			if takes := takesQuery(operation) && operation.Responses.Status(400) != nil && path != "/jobs/{job_id}/wait_ready"; takes != needed.query {
+				t.Errorf("%s needs %+v, the contract has parameters in its query: %t", key, needed, takes) // the original's takes any query
+			}
 			if open := operation.Security != nil && len(*operation.Security) == 0; open != (scope == "") {
 				t.Errorf("%s: the contract says security: [] %t and x-scope %q", key, open, scope)
 			}
@@ -56,6 +61,11 @@ func TestNeedsAreInTheContract(t *testing.T) {
 	for key := range left {
 		t.Errorf("%s is in the table and not in the contract", key)
 	}
+}
+
+// takesQuery reports whether an operation has parameters in its query.
+func takesQuery(operation *openapi3.Operation) bool {
+	return slices.ContainsFunc(operation.Parameters, func(p *openapi3.ParameterRef) bool { return p.Value.In == openapi3.ParameterInQuery })
 }
 
 // addressOf makes an address of a path of the contract.

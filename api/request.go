@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sync/semaphore"
@@ -24,6 +25,9 @@ const trusted = 1 << 20
 func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, &http.MaxBytesError{Limit: limit}
+	}
+	if err := checkCoding(r); err != nil {
+		return nil, err
 	}
 	size := 512
 	if r.ContentLength > 0 {
@@ -67,6 +71,14 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) 
 	}
 }
 
+// checkCoding refuses a body that is compressed.
+func checkCoding(r *http.Request) error {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return &job.Invalid{Field: "body", Problem: "has the Content-Encoding " + strconv.Quote(bounded(coding)) + "; send it without one"}
+	}
+	return nil
+}
+
 // bodyLimits bounds the bodies that are held in memory.
 type bodyLimits struct {
 	maxBody int64               // of one, in bytes
@@ -99,11 +111,12 @@ func (l *lease) giveBack() { l.release(int(l.taken)) }
 // decodeStartJob reads the body of a start-job request. It is strict where a
 // lax reader would silently run something other than the client meant: unknown
 // and repeated fields, wrong types, trailing data and text that is not UTF-8
-// are refused with a *job.Invalid that names the field. The payload of the
-// request it returns is a part of body.
+// are refused with a *job.Invalid that names the field. A whole number stands for
+// its digits where a string is expected, as it did for the original: version 2 is
+// "2". The payload of the request it returns is a part of body.
 func decodeStartJob(body []byte) (job.Request, error) {
 	var fields jobFields
-	in := &reader{data: body}
+	in := &reader{data: body, numbers: true}
 	if err := in.document(func() error { return fields.decode(in, func(*reader, string) error { return errNotMine }) }); err != nil {
 		return job.Request{}, err
 	}
@@ -559,6 +572,10 @@ func (t *text) optional(in *reader, field string) (err error) {
 	t.seen = true
 	if in.null() {
 		return nil
+	}
+	if c := in.peek(); in.numbers && (c == '-' || digit(c)) {
+		t.value, err = in.digits(field)
+		return err
 	}
 	t.value, err = in.text(field)
 	return err

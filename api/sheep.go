@@ -31,11 +31,23 @@ type sheepServer struct {
 
 // GetStatus answers GET /status, in exactly the original's shape.
 func (s *sheepServer) GetStatus(w http.ResponseWriter, r *http.Request) {
-	answer := Status{Sheep: map[string]SheepStatus{}}
+	answer := orderedStatus{Sheep: map[string]orderedSheep{}}
 	for _, sheep := range s.sheep(r) {
-		answer.Sheep[sheep.Name] = SheepStatus{Running: sheep.Running, Model: modelOf(sheep), Request: orNull(string(sheep.Job))}
+		answer.Sheep[sheep.Name] = orderedSheep{Running: sheep.Running, Model: modelOf(sheep), Request: orNull(string(sheep.Job))}
 	}
 	s.answer(w, r, http.StatusOK, answer)
+}
+
+// orderedStatus is Status with the fields in the order of the original, for scripts that look for
+// `"bare_sheep": {"running": true`.
+type orderedStatus struct {
+	Sheep map[string]orderedSheep `json:"sheep"`
+}
+
+type orderedSheep struct {
+	Running bool    `json:"running"`
+	Model   Model   `json:"model"`
+	Request *string `json:"request"`
 }
 
 // ListSheep answers GET /sheep.

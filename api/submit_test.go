@@ -35,6 +35,16 @@ func created(t *testing.T, got reply, status int) Job {
 	return j
 }
 
+// A body that is compressed is refused by what it is, not by what its bytes look like.
+func TestCompressedBody(t *testing.T) {
+	h := newHarness(t)
+	const refused = `body: has the Content-Encoding "gzip"; send it without one`
+	h.expect(h.do("POST", "/start-job", start, "Content-Encoding", "gzip"), 400, `{"message": "`+strings.ReplaceAll(refused, `"`, `\"`)+`"}`)
+	h.problem(h.do("POST", "/jobs", start, "Content-Encoding", "gzip"), 400, "invalid-request", refused)
+	h.problem(h.do("POST", "/jobs", "--x--", "Content-Encoding", "gzip", "Content-Type", "multipart/form-data; boundary=x"), 400, "invalid-request", refused)
+	h.expect(h.do("POST", "/start-job", start, "Content-Encoding", "Identity"), 200, `{"success": true}`)
+}
+
 func TestCreateJob(t *testing.T) {
 	h := newHarness(t)
 	h.service.enters = true

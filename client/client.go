@@ -115,11 +115,21 @@ func (d *doer) Do(r *http.Request) (*http.Response, error) {
 		}
 		return nil, &UnreachableError{Server: d.server, Err: err}
 	}
-	if response.StatusCode < 300 || response.StatusCode == http.StatusNotModified {
+	if response.StatusCode >= 200 && response.StatusCode < 300 || response.StatusCode == http.StatusNotModified {
 		return response, nil
 	}
+	withoutSwitch(response)
 	defer response.Body.Close()
 	return nil, statusError(d.server, response)
+}
+
+// withoutSwitch drops what follows an answer that switches protocols: the end of the request's
+// context would not end a read of it.
+func withoutSwitch(response *http.Response) {
+	if response.StatusCode == http.StatusSwitchingProtocols {
+		response.Body.Close()
+		response.Body = http.NoBody
+	}
 }
 
 // UnreachableError means that there was no answer.

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -184,6 +185,8 @@ func TestFollow(t *testing.T) {
 			{"1", "", &UnreachableError{Server: "s", Err: io.ErrUnexpectedEOF}},
 			{"1", "id: 5\n\n", nil},
 			{"5", "", &StatusError{Status: 503, RetryAfter: 1}},
+			{"5", "", &StatusError{Status: 502}},
+			{"5", "", &StatusError{Status: 504}},
 			{"5", event("6", "ended") + event("7", "queued"), nil},
 			{"7", event("8", "ended"), nil},
 		}
@@ -229,6 +232,66 @@ func TestFollowEnds(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("ended with %v", err)
 		}
+	}
+}
+
+// Neither stream takes a page for one of its connections.
+func TestFollowPage(t *testing.T) {
+	c := open(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		io.WriteString(w, "<html>\n\nsign in\n\n</html>\n")
+	})
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	page := func(err error) bool {
+		return Is(err, http.StatusOK) && strings.Contains(err.Error(), `"text/html" instead of events`)
+	}
+	for _, job := range []string{"", "a"} {
+		events := 0
+		for event, err := range Follow(ctx, c, job, "") {
+			if events++; !page(err) {
+				t.Errorf("of job %q: %+v, %v", job, event, err)
+			}
+		}
+		if events != 1 {
+			t.Errorf("of job %q there were %d events", job, events)
+		}
+	}
+	for change, err := range FollowFlock(ctx, c) {
+		if !page(err) {
+			t.Errorf("of the flock: %+v, %v", change, err)
+			break
+		}
+	}
+}
+
+// An answer that switches protocols is an error, though nothing follows it and the connection
+// stays open.
+func TestSwitchedProtocol(t *testing.T) {
+	over := make(chan struct{})
+	c := open(t, func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: wool\r\n\r\n")
+		<-over
+	})
+	defer close(over)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.ListJobsWithResponse(t.Context(), &ListJobsParams{})
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if !Is(err, http.StatusSwitchingProtocols) {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("it waits for what follows")
 	}
 }
 
@@ -292,6 +355,7 @@ func TestFollowFlock(t *testing.T) {
 			{"", &UnreachableError{Server: "s", Err: io.ErrUnexpectedEOF}},
 			{"event: alive\ndata: {}\n\nevent: jobs\ndata: {\"events\": [{\"job_id\": \"j\"}], \"skipped\": true}\n\n", nil},
 			{"", &StatusError{Status: 503, RetryAfter: 1}},
+			{"", &StatusError{Status: 502}},
 			{"event: flock\ndata: [\n\n", nil},
 			{"", &StatusError{Status: 403}},
 		}
@@ -324,7 +388,7 @@ func TestFollowFlock(t *testing.T) {
 				got = append(got, "alive")
 			}
 		}
-		if want := []string{"flock a", "gpus 550", "lost", "lost", "alive", "jobs j", "lost", "lost", "lost", "refused"}; !slices.Equal(got, want) {
+		if want := []string{"flock a", "gpus 550", "lost", "lost", "alive", "jobs j", "lost", "lost", "lost", "lost", "refused"}; !slices.Equal(got, want) {
 			t.Errorf("it brought %q, want %q", got, want)
 		}
 		ctx, cancel := context.WithCancel(t.Context())

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"mime"
 	"net/http"
 	"strings"
 	"time"
@@ -96,6 +97,9 @@ func Follow(ctx context.Context, c *ClientWithResponses, job, after string) iter
 				return
 			}
 			if err == nil {
+				err = CheckStream(response)
+			}
+			if err == nil {
 				var left, ended bool
 				left, ended, err = relay(response.Body, &after, yield)
 				response.Body.Close()
@@ -105,7 +109,7 @@ func Follow(ctx context.Context, c *ClientWithResponses, job, after string) iter
 				pause = firstPause
 			}
 			var refused *StatusError
-			if errors.As(err, &refused) && refused.Status != http.StatusServiceUnavailable && refused.Status != http.StatusTooManyRequests {
+			if errors.As(err, &refused) && !mayPass(refused.Status) {
 				yield(Event{}, err)
 				return
 			}
@@ -120,6 +124,28 @@ func Follow(ctx context.Context, c *ClientWithResponses, job, after string) iter
 			}
 		}
 	}
+}
+
+// CheckStream returns a *StatusError for the response to FollowEvents, FollowJob or FollowFlock
+// that is no stream of events, such as the page of something between, and closes it.
+func CheckStream(response *http.Response) error {
+	given := response.Header.Get("Content-Type")
+	kind, _, err := mime.ParseMediaType(given)
+	if given == "" || err == nil && kind == "text/event-stream" {
+		return nil
+	}
+	response.Body.Close()
+	return &StatusError{Status: response.StatusCode, Message: fmt.Sprintf("what answers sends %q instead of events; is it a shepherd of this version?", given)}
+}
+
+// mayPass reports whether an error may be over soon: the daemon's own, and that of a proxy while
+// the daemon is restarted.
+func mayPass(status int) bool {
+	switch status {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	return false
 }
 
 const (

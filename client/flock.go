@@ -28,6 +28,9 @@ func FollowFlock(ctx context.Context, c *ClientWithResponses) iter.Seq2[FlockCha
 		for pause := firstPause; ; pause = min(2*pause, longestPause) {
 			response, err := c.FollowFlock(ctx, &FollowFlockParams{})
 			if err == nil {
+				err = CheckStream(response)
+			}
+			if err == nil {
 				var left bool
 				left, err = relayFlock(response, yield)
 				if left {
@@ -40,7 +43,7 @@ func FollowFlock(ctx context.Context, c *ClientWithResponses) iter.Seq2[FlockCha
 			case ctx.Err() != nil:
 				yield(FlockChange{}, ctx.Err())
 				return
-			case errors.As(err, &refused) && refused.Status != http.StatusServiceUnavailable && refused.Status != http.StatusTooManyRequests:
+			case errors.As(err, &refused) && !mayPass(refused.Status):
 				yield(FlockChange{}, err)
 				return
 			case !yield(FlockChange{Lost: err}, nil):

@@ -51,7 +51,12 @@ func (u *Uploader) Send(ctx context.Context, upload Upload) error {
 	if u.HTTP == nil {
 		transport := &http.Transport{Proxy: http.ProxyFromEnvironment, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: uploadsOpen}
 		defer transport.CloseIdleConnections()
-		sender.http = &http.Client{Transport: transport}
+		sender.http = &http.Client{Transport: transport, CheckRedirect: func(next *http.Request, _ []*http.Request) error {
+			if next.Method != http.MethodPut { // a page to log in at, perhaps, which stores nothing
+				return http.ErrUseLastResponse
+			}
+			return nil
+		}}
 	} else {
 		sender.http = u.HTTP
 	}
@@ -204,9 +209,10 @@ func (s *sender) put(ctx context.Context, p piece, address string) error {
 		}
 		return err
 	}
+	withoutSwitch(answer)
 	defer answer.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(answer.Body, 4<<10))
-	if answer.StatusCode >= 300 {
+	if answer.StatusCode < 200 || answer.StatusCode >= 300 {
 		return &refusedError{status: answer.StatusCode, text: between(string(text), "<Message>", "</Message>")}
 	}
 	return nil

@@ -131,6 +131,27 @@ func TestUploaderForeignAnswer(t *testing.T) {
 	}
 }
 
+// TestUploaderRedirected has a proxy send each request to a page to sign in at: nothing counts
+// as stored, so that another way can be taken.
+func TestUploaderRedirected(t *testing.T) {
+	s, u, _ := newUploadServer(t)
+	u.HTTP = nil
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPut {
+			_, _ = io.WriteString(w, "<html>sign in</html>")
+			return
+		}
+		http.Redirect(w, r, "/login", http.StatusFound)
+	}))
+	defer proxy.Close()
+	for i := range s.upload.Files {
+		s.upload.Files[i].Parts, s.upload.Files[i].Address = nil, &proxy.URL
+	}
+	if err := u.Send(t.Context(), s.upload); !errors.Is(err, ErrStorage) || !strings.Contains(err.Error(), "302") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestUploaderRefused has a storage that takes nothing.
 func TestUploaderRefused(t *testing.T) {
 	s, u, _ := newUploadServer(t)

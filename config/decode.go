@@ -134,9 +134,9 @@ func decodeScalar(n *node, path string, v reflect.Value) Problems {
 		v.SetString(n.text)
 	case reflect.Bool:
 		switch {
-		case n.isScalar() && strings.EqualFold(n.text, "true"):
+		case n.isScalar() && (strings.EqualFold(n.text, "true") || n.text == "1"): // 1 and 0 as for the Python original
 			v.SetBool(true)
-		case n.isScalar() && strings.EqualFold(n.text, "false"):
+		case n.isScalar() && (strings.EqualFold(n.text, "false") || n.text == "0"):
 			v.SetBool(false)
 		default:
 			return mismatch(n, path, "true or false")

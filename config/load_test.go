@@ -331,6 +331,31 @@ func (s *shout) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// Booleans may be written as for the Python original, also in the environment.
+func TestBooleans(t *testing.T) {
+	for text, want := range map[string]string{
+		"true": "true", "True": "true", "'true'": "true", "1": "true", "'1'": "true", "$ONE": "true",
+		"false": "false", "False": "false", "0": "false", "$NONE": "false",
+		"2": "found 2", "yes": `found "yes"`, "1.0": "found 1.0", "01": "found 01", "[1]": "found a list",
+	} {
+		var s struct {
+			Type string `yaml:"type"`
+			Auto bool   `yaml:"autoremove_containers"`
+		}
+		s.Auto = want != "true"
+		types := map[string]CheckSheep{"x": func(_ *Config, sheep Sheep) error { return sheep.Decode(&s) }}
+		_, err := Loader{Types: types, Env: lookupIn(map[string]string{"ONE": "1", "NONE": "0"})}.Load(write(t, "data_root: /data\nsheep:\n  a:\n    type: x\n    autoremove_containers: "+text+"\n"))
+		switch {
+		case want == "true" || want == "false":
+			if err != nil || s.Auto != (want == "true") {
+				t.Errorf("%s: %t, %v", text, s.Auto, err)
+			}
+		case err == nil || !strings.HasSuffix(err.Error(), "autoremove_containers: expected true or false, "+want):
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+}
+
 func TestDecodeForms(t *testing.T) {
 	type common struct {
 		Type string

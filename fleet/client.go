@@ -49,7 +49,10 @@ func (f *Fleet) open(ctx context.Context, node, method, path string, body io.Rea
 		return response.Body, nil
 	}
 	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+	var text []byte
+	if response.StatusCode != http.StatusSwitchingProtocols { // after that ctx does not end a read
+		text, err = io.ReadAll(io.LimitReader(response.Body, 1<<10))
+	}
 	var told refusal
 	if err == nil && json.Unmarshal(text, &told) == nil {
 		if refused := told.err(); refused != nil {

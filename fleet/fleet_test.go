@@ -253,13 +253,23 @@ func TestUnreachable(t *testing.T) {
 		{Name: "gone", Alive: true, Address: gone(t)},
 		{Name: "old", Alive: true, Address: serve(t, rest)},
 		{Name: "moved", Alive: true, Address: serve(t, http.RedirectHandler(answers, http.StatusFound))},
+		{Name: "switched", Alive: true, Address: serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: wool\r\n\r\n")
+			_, _ = io.Copy(io.Discard, conn)
+		}))},
 		{Name: "garbled", Alive: true, Address: serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `[{"Name":`) }))},
 		{Name: "other", Alive: true, Address: serve(t, fleet.Handler(new(box), "another secret", rest, discard))},
 	}
 	f := newFleet(t, secret, nodes...)
 	for node, want := range map[string]string{
 		"down": "is not up", "silent": "has not announced its address", "gone": "does not answer", "old": "answers with status 418",
-		"moved": "answers with status 302", "garbled": "breaks off its answer", "other": "does not know this node's secret",
+		"moved": "answers with status 302", "switched": "answers with status 101", "garbled": "breaks off its answer", "other": "does not know this node's secret",
 	} {
 		_, err := f.Sheep(t.Context(), node)
 		var away *job.Unavailable

@@ -110,6 +110,10 @@ func (p *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if p.observe != nil {
 			p.observe(requestKind(req), time.Since(sent), responseError(resp, err))
 		}
+		if err == nil && resp.StatusCode == http.StatusSwitchingProtocols {
+			resp.Body.Close() // no context would end a read of it
+			resp.Body = http.NoBody
+		}
 		if err != nil {
 			cancel()
 		} else { // also for the bodies that are read here

@@ -113,6 +113,46 @@ func TestStalledAnswer(t *testing.T) {
 	}
 }
 
+// TestSwitchedProtocol: an answer that switches protocols does not hold a pull for ever either.
+func TestSwitchedProtocol(t *testing.T) {
+	for _, tokens := range []bool{false, true} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: wool\r\n\r\n")
+			_, _ = io.Copy(io.Discard, conn)
+		}))
+		transport, err := newTransport("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := http.Client{Transport: &retryTransport{base: transport, retryPolicy: hasty, tokens: tokens}}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			resp, err := client.Get(server.URL)
+			if err != nil {
+				return
+			}
+			defer resp.Body.Close()
+			if text, err := io.ReadAll(resp.Body); resp.StatusCode != http.StatusSwitchingProtocols || len(text) > 0 || err != nil {
+				t.Errorf("%s: %q, %v", resp.Status, text, err)
+			}
+		}()
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Error("the body is read for ever")
+		}
+		transport.CloseIdleConnections()
+		server.Close()
+	}
+}
+
 // TestAttemptsEnd counts the attempts of requests that never succeed.
 func TestAttemptsEnd(t *testing.T) {
 	var n atomic.Int64

@@ -261,9 +261,21 @@ func TestSheepWithDifferentModels(t *testing.T) {
 			}
 			p.loadOn = missing
 			p.start()
+			// All jobs wait before a sheep claims one: one that is submitted between a sheep's
+			// look at what waits and its claim may be claimed, and is handed back.
+			for _, name := range p.sheep {
+				if err := p.core.DrainSheep(name); err != nil {
+					t.Fatal(err)
+				}
+			}
 			for n := range 10 {
 				p.submit(fmt.Sprint("cat-", n), "cats", "x")
 				p.submit(fmt.Sprint("dog-", n), "dogs", "x")
+			}
+			for _, name := range p.sheep {
+				if err := p.core.ResumeSheep(name); err != nil {
+					t.Fatal(err)
+				}
 			}
 			for n := range 10 {
 				p.await(fmt.Sprint("cat-", n), job.Done)

@@ -160,8 +160,10 @@ func (d *Dispatcher) try(ctx context.Context, m job.Delivery) ledger.DeliveryRes
 		return result(m, 0, err.Error(), 0, errors.As(err, &refused))
 	}
 	defer answer.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10)) // so that the connection can be used again
 	status := answer.StatusCode
+	if status != http.StatusSwitchingProtocols { // after that ctx does not end a read
+		_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10)) // so that the connection can be used again
+	}
 	if status >= 200 && status < 300 {
 		return ledger.DeliveryResult{State: job.DeliveryDelivered, Status: status}
 	}

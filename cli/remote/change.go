@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/client"
 )
 
 // eachOf does something with each of the jobs, with all of them whatever fails, and
@@ -18,6 +20,15 @@ func eachOf(ids []string, verb string, do func(id string) error) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// succeeded returns the error of a request that changes something, or one for an answer that does
+// not say that it was done.
+func succeeded(answer interface{ GetJSON200() *client.Success }, err error) error {
+	if err == nil && answer.GetJSON200() == nil {
+		return errors.New("the daemon's answer cannot be read")
+	}
+	return err
 }
 
 // jobsOrGroup checks that there are ids, or the name of a group.
@@ -54,13 +65,13 @@ func retry(t *Target) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				if group != "" {
-					if _, err := s.RetryGroupWithResponse(ctx, group); err != nil {
+					if err := succeeded(s.RetryGroupWithResponse(ctx, group)); err != nil {
 						return err
 					}
 					return s.tellGroup(ctx, group)
 				}
 				return eachOf(args, "retry", func(id string) error {
-					if _, err := s.RetryJobWithResponse(ctx, id); err != nil {
+					if err := succeeded(s.RetryJobWithResponse(ctx, id)); err != nil {
 						return err
 					}
 					_, err := fmt.Fprintln(s.out, id+" is queued")
@@ -83,7 +94,7 @@ func cancel(t *Target) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				if group != "" {
-					if _, err := s.CancelGroupWithResponse(ctx, group); err != nil {
+					if err := succeeded(s.CancelGroupWithResponse(ctx, group)); err != nil {
 						return err
 					}
 					return s.tellGroup(ctx, group)
@@ -106,7 +117,7 @@ func cancel(t *Target) *cobra.Command {
 
 // cancelJob requests that a job is cancelled and says in what state that leaves it.
 func (s *session) cancelJob(ctx context.Context, id string) (string, error) {
-	if _, err := s.CancelJobWithResponse(ctx, id); err != nil {
+	if err := succeeded(s.CancelJobWithResponse(ctx, id)); err != nil {
 		return "", err
 	}
 	switch j, err := s.job(ctx, id); {

@@ -50,25 +50,23 @@ func events(t *Target) *cobra.Command {
 			}
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				printer := eventPrinter{to: s.out, form: form}
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					from := after
-					if !follow || begin.Newest != nil {
-						last, err := s.keptEvents(ctx, id, begin, &printer)
-						if err != nil || !follow {
-							return err
-						}
-						from = last
+				from := after
+				if !follow || begin.Newest != nil {
+					last, err := s.keptEvents(ctx, id, begin, &printer)
+					if err != nil || !follow {
+						return err
 					}
-					for event, err := range client.Follow(ctx, s.ClientWithResponses, id, from) {
-						if err == nil {
-							err = printer.print(event)
-						}
-						if err != nil {
-							return err
-						}
+					from = last
+				}
+				for event, err := range client.Follow(ctx, s.ClientWithResponses, id, from) {
+					if err == nil {
+						err = printer.print(event)
 					}
-					return nil
-				})
+					if err != nil {
+						return err
+					}
+				}
+				return nil
 			})
 		},
 		ValidArgsFunction: jobArgs(t, 1),
@@ -88,6 +86,9 @@ func (s *session) keptEvents(ctx context.Context, id string, begin client.Follow
 		response, err = s.FollowEvents(ctx, &begin)
 	} else {
 		response, err = s.FollowJob(ctx, id, &client.FollowJobParams{After: begin.After, Follow: begin.Follow})
+	}
+	if err == nil {
+		err = client.CheckStream(response)
 	}
 	if err != nil {
 		return "", err

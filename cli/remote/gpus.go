@@ -31,19 +31,17 @@ func gpusCommand(c Config) *cobra.Command {
 					params.Node = &node
 				}
 				return t.run(cmd, func(ctx context.Context, s *session) error {
-					return s.interruptible(ctx, func(ctx context.Context) error {
-						if watch {
-							return s.watchGPUs(ctx, node, form)
-						}
-						answer, err := s.ListGPUsWithResponse(ctx, &params)
-						if err != nil {
-							return err
-						}
-						if answer.JSON200 == nil {
-							return errors.New("the daemon's list of GPUs cannot be read")
-						}
-						return writeGPUs(s.out, *answer.JSON200, form)
-					})
+					if watch {
+						return s.watchGPUs(ctx, node, form)
+					}
+					answer, err := s.ListGPUsWithResponse(ctx, &params)
+					if err != nil {
+						return err
+					}
+					if answer.JSON200 == nil {
+						return errors.New("the daemon's list of GPUs cannot be read")
+					}
+					return writeGPUs(s.out, *answer.JSON200, form)
 				})
 			},
 		}

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -121,6 +122,42 @@ func (f *inputs) addDirectory(name, dir string) error {
 		err = usage("there is no file in %s", dir)
 	}
 	return err
+}
+
+// stoppableReader reads from standard input, which may bring nothing for ever. A read ends
+// when stop is closed, too.
+type stoppableReader struct {
+	from io.Reader
+	stop <-chan struct{}
+	rest []byte // of what was read
+	err  error  // after the rest
+}
+
+func (r *stoppableReader) Read(p []byte) (int, error) {
+	if len(r.rest) == 0 && r.err == nil {
+		type piece struct {
+			data []byte
+			err  error
+		}
+		came := make(chan piece, 1)
+		go func() { // ends with the program, should nothing come
+			data := make([]byte, 32<<10)
+			n, err := r.from.Read(data)
+			came <- piece{data[:n], err}
+		}()
+		select {
+		case <-r.stop:
+			r.err = context.Canceled
+		case next := <-came:
+			r.rest, r.err = next.data, next.err
+		}
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	if len(r.rest) > 0 {
+		return n, nil
+	}
+	return n, r.err
 }
 
 // write adds the files to a form; count is told of their bytes.

@@ -64,12 +64,10 @@ func ls(t *Target) *cobra.Command {
 			}
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				printer := jobPrinter{to: s.out, form: form, heading: !noHeading}
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					if watch {
-						return s.watchJobs(ctx, filter, limit, &printer)
-					}
-					return s.listJobs(ctx, filter, limit, &printer)
-				})
+				if watch {
+					return s.watchJobs(ctx, filter, limit, &printer)
+				}
+				return s.listJobs(ctx, filter, limit, &printer)
 			})
 		},
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,17 +24,15 @@ func logs(t *Target) *cobra.Command {
 		Args: oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					response, err := s.GetJobLogs(ctx, args[0], &client.GetJobLogsParams{Tail: &tail, Follow: new(strconv.FormatBool(follow))})
-					if err != nil {
-						return err
-					}
-					defer response.Body.Close()
-					if _, err := io.Copy(s.out, response.Body); err != nil && ctx.Err() == nil {
-						return fmt.Errorf("read the log of job %s: %w", args[0], err)
-					}
-					return nil
-				})
+				response, err := s.openLog(ctx, args[0], &client.GetJobLogsParams{Tail: &tail, Follow: new(strconv.FormatBool(follow))})
+				if err != nil {
+					return err
+				}
+				defer response.Body.Close()
+				if _, err := io.Copy(s.out, response.Body); err != nil && ctx.Err() == nil {
+					return fmt.Errorf("read the log of job %s: %w", args[0], err)
+				}
+				return nil
 			})
 		},
 		ValidArgsFunction: jobArgs(t, 1),
@@ -40,6 +40,16 @@ func logs(t *Target) *cobra.Command {
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written later, until the job has ended")
 	cmd.Flags().StringVar(&tail, "tail", "all", "how many of the last lines of the last attempt to begin with")
 	return cmd
+}
+
+// openLog opens the log of a job; the caller closes the response's body.
+func (s *session) openLog(ctx context.Context, id string, params *client.GetJobLogsParams) (*http.Response, error) {
+	response, err := s.GetJobLogs(ctx, id, params)
+	if err != nil || strings.HasPrefix(response.Header.Get("Content-Type"), "text/plain") {
+		return response, err
+	}
+	response.Body.Close() // the page of something between, perhaps
+	return nil, fmt.Errorf("the daemon's answer about the log of job %s cannot be read", id)
 }
 
 func explain(t *Target) *cobra.Command {

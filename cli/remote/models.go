@@ -148,20 +148,18 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 				return with(cmd, print)
 			}
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					for change, err := range client.FollowFlock(ctx, s.ClientWithResponses) {
-						if err != nil {
-							return err
-						}
-						if change.Flock == nil && change.Jobs == nil {
-							continue
-						}
-						if err := print(ctx, remoteModels{s.ClientWithResponses}); err != nil {
-							return err
-						}
+				for change, err := range client.FollowFlock(ctx, s.ClientWithResponses) {
+					if err != nil {
+						return err
 					}
-					return nil
-				})
+					if change.Flock == nil && change.Jobs == nil {
+						continue
+					}
+					if err := print(ctx, remoteModels{s.ClientWithResponses}); err != nil {
+						return err
+					}
+				}
+				return nil
 			})
 		},
 	}
@@ -263,7 +261,11 @@ func (r remoteModels) Pull(ctx context.Context, o job.PullOrder, report func(job
 	defer response.Body.Close()
 	for stream := json.NewDecoder(response.Body); ; {
 		var p client.PullProgress
-		if err := stream.Decode(&p); err != nil {
+		err := stream.Decode(&p)
+		if _, other := errors.AsType[*json.SyntaxError](err); other {
+			return fmt.Errorf("the daemon's answer cannot be read: %w", err)
+		}
+		if err != nil {
 			return fmt.Errorf("the daemon went away during the pull: %w", err)
 		}
 		switch {
@@ -324,6 +326,5 @@ func (r remoteModels) List(ctx context.Context) (job.KeptModels, error) {
 
 // Remove removes a model.
 func (r remoteModels) Remove(ctx context.Context, m job.Model, node string) error {
-	_, err := r.RemoveModelWithResponse(ctx, m.String(), &client.RemoveModelParams{Node: orNone(node)})
-	return err
+	return succeeded(r.RemoveModelWithResponse(ctx, m.String(), &client.RemoveModelParams{Node: orNone(node)}))
 }

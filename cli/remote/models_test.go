@@ -28,7 +28,10 @@ func TestRemote(t *testing.T) {
 		if r.PathValue("model") != "a/b:v1" || r.FormValue("node") == "c" {
 			w.WriteHeader(http.StatusNotFound)
 			json.NewEncoder(w).Encode(client.Error{Message: "not here"})
+			return
 		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(client.Success{Success: true})
 	})
 	mux.HandleFunc("POST /models/pull", func(w http.ResponseWriter, r *http.Request) {
 		var asked client.PullRequest

@@ -158,7 +158,7 @@ func (t *Target) Elsewhere() bool {
 // WithNodes calls do with a keeper that asks the daemon.
 func (t *Target) WithNodes(cmd *cobra.Command, do func(context.Context, NodeKeeper) error) error {
 	return t.run(cmd, func(ctx context.Context, s *session) error {
-		return s.interruptible(ctx, func(ctx context.Context) error { return do(ctx, daemonNodes{s.ClientWithResponses}) })
+		return do(ctx, daemonNodes{s.ClientWithResponses})
 	})
 }
 
@@ -182,18 +182,15 @@ func (d daemonNodes) Nodes(ctx context.Context) ([]Node, error) {
 	return nodes, nil
 }
 
-func (d daemonNodes) Drain(ctx context.Context, node string, drain bool) (err error) {
+func (d daemonNodes) Drain(ctx context.Context, node string, drain bool) error {
 	if drain {
-		_, err = d.daemon.DrainNodeWithResponse(ctx, node)
-	} else {
-		_, err = d.daemon.ResumeNodeWithResponse(ctx, node)
+		return succeeded(d.daemon.DrainNodeWithResponse(ctx, node))
 	}
-	return err
+	return succeeded(d.daemon.ResumeNodeWithResponse(ctx, node))
 }
 
 func (d daemonNodes) Forget(ctx context.Context, node string) error {
-	_, err := d.daemon.ForgetNodeWithResponse(ctx, node)
-	return err
+	return succeeded(d.daemon.ForgetNodeWithResponse(ctx, node))
 }
 
 func nodeOf(n client.Node) (Node, error) {

@@ -27,17 +27,15 @@ func someSheep(_ *cobra.Command, args []string) error {
 // each does something to all sheep that are named, until it fails for one, and says that
 // it is done.
 func (s *session) each(ctx context.Context, names []string, verb string, do func(ctx context.Context, sheep string) error) error {
-	return s.interruptible(ctx, func(ctx context.Context) error {
-		for _, name := range names {
-			if err := do(ctx, name); err != nil {
-				return err
-			}
-			if _, err := fmt.Fprintf(s.out, "Sheep %s %s.\n", name, verb); err != nil {
-				return err
-			}
+	for _, name := range names {
+		if err := do(ctx, name); err != nil {
+			return err
 		}
-		return nil
-	})
+		if _, err := fmt.Fprintf(s.out, "Sheep %s %s.\n", name, verb); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func drainSheep(t *Target) *cobra.Command {
@@ -50,8 +48,7 @@ func drainSheep(t *Target) *cobra.Command {
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				return s.each(ctx, names, "takes no more jobs", func(ctx context.Context, sheep string) error {
-					_, err := s.DrainSheepWithResponse(ctx, sheep)
-					return err
+					return succeeded(s.DrainSheepWithResponse(ctx, sheep))
 				})
 			})
 		},
@@ -65,8 +62,7 @@ func resumeSheep(t *Target) *cobra.Command {
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				return s.each(ctx, names, "takes jobs", func(ctx context.Context, sheep string) error {
-					_, err := s.ResumeSheepWithResponse(ctx, sheep)
-					return err
+					return succeeded(s.ResumeSheepWithResponse(ctx, sheep))
 				})
 			})
 		},
@@ -100,8 +96,7 @@ func (t *Target) Restart(cmd *cobra.Command, names []string, drain time.Duration
 	}
 	return t.run(cmd, func(ctx context.Context, s *session) error {
 		return s.each(ctx, names, "has ended its runner and works again", func(ctx context.Context, sheep string) error {
-			_, err := s.RestartSheepWithResponse(ctx, sheep, &params)
-			return err
+			return succeeded(s.RestartSheepWithResponse(ctx, sheep, &params))
 		})
 	})
 }
@@ -136,8 +131,7 @@ func loadSheep(t *Target) *cobra.Command {
 			request.Model.Name, request.Model.Version = m.Name, m.Version
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				return s.each(ctx, args[:1], "has loaded "+m.String(), func(ctx context.Context, sheep string) error {
-					_, err := s.LoadSheepWithResponse(ctx, sheep, request)
-					return err
+					return succeeded(s.LoadSheepWithResponse(ctx, sheep, request))
 				})
 			})
 		},

@@ -3,9 +3,11 @@ package remote
 import (
 	"archive/tar"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path"
 	"path/filepath"
@@ -38,25 +40,23 @@ func result(t *Target) *cobra.Command {
 		Args:    jobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					j, err := s.job(ctx, args[0])
-					if err != nil {
-						return err
-					}
-					if !j.Status.Final() {
-						return &Error{Code: ExitConflict, Err: fmt.Errorf("job %s has not ended: it is %s; `%s wait %s` waits for it", j.JobId, j.Status, s.program, j.JobId)}
-					}
-					if err := outcome(j); err != nil {
-						s.explainEnds(ctx, err)
-						return err
-					}
-					if list {
-						return s.listOutputs(ctx, j.JobId)
-					}
-					shown := newDisplay(s.err, quiet || to == toStdout)
-					defer shown.end()
-					return s.fetch(ctx, j.JobId, args[1:], to, shown)
-				})
+				j, err := s.job(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if !j.Status.Final() {
+					return &Error{Code: ExitConflict, Err: fmt.Errorf("job %s has not ended: it is %s; `%s wait %s` waits for it", j.JobId, j.Status, s.program, j.JobId)}
+				}
+				if err := outcome(j); err != nil {
+					s.explainEnds(ctx, err)
+					return err
+				}
+				if list {
+					return s.listOutputs(ctx, j.JobId)
+				}
+				shown := newDisplay(s.err, quiet || to == toStdout)
+				defer shown.end()
+				return s.fetch(ctx, j.JobId, args[1:], to, shown)
 			})
 		},
 		ValidArgsFunction: jobArgs(t, 1),
@@ -118,7 +118,7 @@ func (s *session) fetch(ctx context.Context, id string, names []string, to strin
 		return s.fetchAll(ctx, id, root, there, shown)
 	}
 	for _, name := range names {
-		response, err := s.GetResultFile(ctx, id, name)
+		response, err := s.openOutput(ctx, id, name)
 		if err != nil {
 			return err
 		}
@@ -147,7 +147,7 @@ func (s *session) fetchOne(ctx context.Context, id string, names []string, there
 	default:
 		return usage("job %s has several outputs: give a directory with -o, or name one of %s", id, namesOf(there))
 	}
-	response, err := s.GetResultFile(ctx, id, name)
+	response, err := s.openOutput(ctx, id, name)
 	if err != nil {
 		return err
 	}
@@ -156,6 +156,16 @@ func (s *session) fetchOne(ctx context.Context, id string, names []string, there
 		return fmt.Errorf("fetch %s of job %s: %w", name, id, err)
 	}
 	return nil
+}
+
+// openOutput opens one output; the caller closes the response's body.
+func (s *session) openOutput(ctx context.Context, id, name string) (*http.Response, error) {
+	response, err := s.GetResultFile(ctx, id, name)
+	if err != nil || response.StatusCode == http.StatusOK {
+		return response, err
+	}
+	response.Body.Close() // says that the job is not ready, and is no output
+	return nil, &Error{Code: ExitConflict, Err: fmt.Errorf("job %s was run again meanwhile and has not ended; `%s wait %s` waits for it", id, s.program, id)}
 }
 
 // namesOf lists the names of some outputs, for messages.
@@ -218,8 +228,8 @@ func writeOutput(root *os.Root, name string, content io.Reader) error {
 			return err
 		}
 	}
-	part := filepath.FromSlash(path.Join(path.Dir(name), ".shepherd-part"))
-	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+	part := filepath.FromSlash(path.Join(path.Dir(name), ".shepherd-part-"+rand.Text())) // others may write here, too
+	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return err
 	}

@@ -173,9 +173,16 @@ type session struct {
 	interrupts <-chan os.Signal
 }
 
-// run executes do with the daemon that the flags name. Its context ends with an
-// interrupt, unless do takes interrupts itself.
+// run executes do with the daemon that the flags name, and a context that ends with an
+// interrupt.
 func (t *Target) run(cmd *cobra.Command, do func(context.Context, *session) error) error {
+	return t.runTaking(cmd, func(ctx context.Context, s *session) error {
+		return s.interruptible(ctx, func(ctx context.Context) error { return do(ctx, s) })
+	})
+}
+
+// runTaking is run for what takes interrupts itself: nothing else does meanwhile.
+func (t *Target) runTaking(cmd *cobra.Command, do func(context.Context, *session) error) error {
 	interrupts := t.config.Interrupts
 	if interrupts == nil {
 		signals := make(chan os.Signal, 1)
@@ -195,7 +202,8 @@ func (t *Target) run(cmd *cobra.Command, do func(context.Context, *session) erro
 	return Hint(do(cmd.Context(), s))
 }
 
-// interruptible executes do with a context that ends with an interrupt.
+// interruptible executes do with a context that ends with an interrupt. A second one does not
+// wait for do, which may be writing where nobody reads.
 func (s *session) interruptible(ctx context.Context, do func(context.Context) error) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -206,7 +214,10 @@ func (s *session) interruptible(ctx context.Context, do func(context.Context) er
 		return err
 	case <-s.interrupts:
 		stop()
-		<-result
+		select {
+		case <-result:
+		case <-s.interrupts:
+		}
 		return &Error{Code: ExitInterrupted}
 	}
 }

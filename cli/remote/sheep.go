@@ -116,7 +116,7 @@ func sheepCommand(c Config) *cobra.Command {
 	t.Add(cmd.PersistentFlags())
 	SheepListing(cmd, func(cmd *cobra.Command, p *SheepPrinter) error {
 		return t.run(cmd, func(ctx context.Context, s *session) error {
-			return s.interruptible(ctx, func(ctx context.Context) error { return p.List(ctx, s.ClientWithResponses, s.out) })
+			return p.List(ctx, s.ClientWithResponses, s.out)
 		})
 	})
 	cmd.AddCommand(SheepOrders(t)...)

@@ -25,16 +25,14 @@ func status(t *Target) *cobra.Command {
 		Args:  oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				return s.interruptible(ctx, func(ctx context.Context) error {
-					if watch {
-						return s.watchStatus(ctx, args[0], form)
-					}
-					j, err := s.job(ctx, args[0])
-					if err != nil {
-						return err
-					}
-					return printStatus(s.out, j, form)
-				})
+				if watch {
+					return s.watchStatus(ctx, args[0], form)
+				}
+				j, err := s.job(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return printStatus(s.out, j, form)
 			})
 		},
 		ValidArgsFunction: jobArgs(t, 1),

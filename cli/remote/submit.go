@@ -145,7 +145,7 @@ func submit(t *Target) *cobra.Command {
 			if s.repeats = s.key != ""; !s.repeats {
 				s.key = rand.Text()
 			}
-			return t.run(cmd, func(ctx context.Context, session *session) error { return s.run(ctx, session) })
+			return t.runTaking(cmd, func(ctx context.Context, session *session) error { return s.run(ctx, session) })
 		},
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
@@ -272,15 +272,17 @@ func (s *submission) run(ctx context.Context, on *session) error {
 	}
 	if err := outcome(j); err != nil {
 		shown.interrupted()
-		on.explainEnds(ctx, err)
-		return err
+		return on.interruptible(ctx, func(ctx context.Context) error {
+			on.explainEnds(ctx, err)
+			return err
+		})
 	}
 	for _, warning := range j.Warnings {
 		fmt.Fprintln(on.err, "warning:", clean(warning))
 	}
 	if s.to == "" {
 		shown.end()
-		return on.announce(ctx, id)
+		return on.interruptible(ctx, func(ctx context.Context) error { return on.announce(ctx, id) })
 	}
 	err = on.interruptible(ctx, func(ctx context.Context) error {
 		if s.to == toStdout {
@@ -320,8 +322,11 @@ func (s *submission) send(ctx context.Context, on *session, shown *display) (cli
 		answer, err = on.CreateJobWithResponse(ctx, &params, s.request)
 	} else {
 		count := shown.transfer(stageUpload, s.inputs.size)
-		form := client.NewForm(s.request, func(w *client.FormWriter) error { return s.inputs.write(w, on.in, count) })
+		reading, stop := context.WithCancel(ctx)
+		stdin := &stoppableReader{from: on.in, stop: reading.Done()}
+		form := client.NewForm(s.request, func(w *client.FormWriter) error { return s.inputs.write(w, stdin, count) })
 		defer form.Close()
+		defer stop() // Close waits for the reading
 		answer, err = on.CreateJobWithBodyWithResponse(ctx, &params, form.ContentType(), form)
 	}
 	if err != nil {

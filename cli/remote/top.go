@@ -26,7 +26,7 @@ func topCommand(c Config) *cobra.Command {
 				"a terminal, and with --once, it prints how they are and ends.",
 			Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				return t.run(cmd, func(ctx context.Context, s *session) error {
+				return t.runTaking(cmd, func(ctx context.Context, s *session) error {
 					if once || !isTerminal(s.out) || !isTerminal(s.in) {
 						return s.interruptible(ctx, s.printTop)
 					}

@@ -129,7 +129,7 @@ func (s *session) explainTrial(ctx context.Context, err error) {
 
 // copyLog writes the job's log to standard output until the job has ended.
 func (s *session) copyLog(ctx context.Context, id string) error {
-	response, err := s.GetJobLogs(ctx, id, &client.GetJobLogsParams{Follow: new("true")})
+	response, err := s.openLog(ctx, id, &client.GetJobLogsParams{Follow: new("true")})
 	if client.Is(err, 404) { // it has ended, and wrote nothing
 		return nil
 	}

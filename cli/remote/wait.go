@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"time"
 
@@ -26,7 +28,7 @@ func wait(t *Target) *cobra.Command {
 			"first. A daemon that is restarted meanwhile is waited for.",
 		Args: jobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return t.run(cmd, func(ctx context.Context, s *session) error {
+			return t.runTaking(cmd, func(ctx context.Context, s *session) error {
 				if limit > 0 {
 					var stop context.CancelFunc
 					ctx, stop = context.WithTimeoutCause(ctx, limit, errWaited)
@@ -51,8 +53,10 @@ func wait(t *Target) *cobra.Command {
 				})
 				err = errors.Join(err, printer.flush())
 				if err == nil && worst != nil {
-					s.explainEnds(ctx, worst)
-					return worst
+					return s.interruptible(ctx, func(ctx context.Context) error {
+						s.explainEnds(ctx, worst)
+						return worst
+					})
 				}
 				return err
 			})
@@ -141,6 +145,8 @@ func (s *session) await(ctx context.Context, id string, show func(client.Job)) (
 				return last, &Error{Code: ExitTimeout, Err: fmt.Errorf("job %s: %w", id, errWaited)}
 			}
 			return last, ctx.Err()
+		case err == nil && answer.JSON200 == nil && answer.StatusCode() != http.StatusNotModified:
+			return last, fmt.Errorf("the daemon's answer about job %s cannot be read", id)
 		case err == nil:
 			away = time.Time{}
 			if answer.JSON200 != nil {
@@ -177,6 +183,7 @@ func (s *session) await(ctx context.Context, id string, show func(client.Job)) (
 // restarted.
 func comesBack(err error) bool {
 	var unreachable *client.UnreachableError
-	return errors.As(err, &unreachable) || client.Is(err, http.StatusServiceUnavailable) || client.Is(err, http.StatusTooManyRequests) ||
-		client.Is(err, http.StatusBadGateway)
+	var network *net.OpError // in the middle of an answer
+	return errors.As(err, &unreachable) || errors.As(err, &network) || errors.Is(err, io.ErrUnexpectedEOF) || client.Is(err, http.StatusServiceUnavailable) || client.Is(err, http.StatusTooManyRequests) ||
+		client.Is(err, http.StatusBadGateway) || client.Is(err, http.StatusGatewayTimeout) // of a proxy
 }

@@ -53,7 +53,7 @@ func listMessages(t *Target) *cobra.Command {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				lines := messageListing(s.out, form, !noHeading)
 				if watch {
-					return s.interruptible(ctx, func(ctx context.Context) error { return s.watchMessages(ctx, params, limit, lines) })
+					return s.watchMessages(ctx, params, limit, lines)
 				}
 				messages, err := s.messages(ctx, params, limit)
 				if err != nil {
@@ -177,10 +177,13 @@ func redeliver(t *Target) *cobra.Command {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				for _, id := range args {
 					answer, err := s.RedeliverMessageWithResponse(ctx, id)
+					if err == nil && answer.JSON200 == nil {
+						err = errors.New("the daemon's answer cannot be read")
+					}
 					if err != nil {
 						return fmt.Errorf("send %s again: %w", id, err)
 					}
-					if m := answer.JSON200; m != nil && m.DueAt == nil {
+					if m := answer.JSON200; m.DueAt == nil {
 						fmt.Fprintf(s.out, "%s waits for an earlier message about job %s\n", clean(m.Id), clean(m.JobId))
 						continue
 					}
