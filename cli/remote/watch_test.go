@@ -2,6 +2,7 @@ package remote
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,9 +39,11 @@ func watched(t *testing.T, command func(Config) *cobra.Command, lines int, handl
 	printed, out := io.Pipe()
 	cmd.SetOut(out)
 	cmd.SetErr(io.Discard)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a hang guard
+	defer cancel()
 	ended := make(chan error, 1)
 	go func() {
-		err := cmd.ExecuteContext(t.Context())
+		err := cmd.ExecuteContext(ctx)
 		_ = out.Close()
 		ended <- err
 	}()
