@@ -570,6 +570,62 @@ func TestCancelOfAPreparedJob(t *testing.T) {
 	p.await("wait-1", job.Done)
 }
 
+// watchedClaims is a ledger that tells of the claims that were made, before who made them
+// knows.
+type watchedClaims struct {
+	ledger.Ledger
+	claimed func(job.ID)
+}
+
+func (l *watchedClaims) Claim(ctx context.Context, s ledger.Slot) (*ledger.Claim, error) {
+	c, err := l.Ledger.Claim(ctx, s)
+	if c != nil {
+		l.claimed(c.ID)
+	}
+	return c, err
+}
+
+// A job that is cancelled just when a busy sheep claims it to prepare it is cancelled at once,
+// too.
+func TestCancelDuringTheClaim(t *testing.T) {
+	p := newFixture(t)
+	begun, gate := p.gated()
+	open := sync.OnceFunc(gate)
+	p.config.Ledger = &watchedClaims{Ledger: p.ledger, claimed: func(id job.ID) {
+		if id != "prepared" {
+			return
+		}
+		if _, err := p.ledger.Cancel(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		// When this one's end is in storage, the event of that is read.
+		_, err := p.ledger.Create(t.Context(), job.Record{ID: "later", Model: job.Model{Name: "m"}, NotBefore: time.Now().Add(time.Hour)})
+		if err == nil {
+			_, err = p.ledger.Cancel(t.Context(), "later")
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		for end := time.Now().Add(hang); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if kept, err := p.store.Store.Status(t.Context(), "later"); err == nil && kept.State == job.Cancelled {
+				return
+			}
+		}
+		t.Error("the events are not read")
+	}}
+	p.start()
+	if err := p.store.Init(t.Context(), "later", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	p.submit("wait-1", "m", "1")
+	p.began(begun, "wait-1")
+	defer open()
+	p.submit("prepared", "m", "2")
+	p.await("prepared", job.Cancelled)
+	open()
+	p.await("wait-1", job.Done)
+}
+
 // A client that waits is told of the end of the run that it waits for, also where
 // the job is submitted again at once.
 func TestWaitersOfARunThatIsSubmittedAgain(t *testing.T) {
