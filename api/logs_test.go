@@ -104,7 +104,7 @@ func TestLogsFollow(t *testing.T) {
 		}
 	}
 	leave()
-	<-left
+	receive(t, left, "the log is not left")
 }
 
 // A log that cannot be read on must not look whole.

@@ -203,5 +203,5 @@ func TestPullIsGivenUp(t *testing.T) {
 		response.Body.Close()
 		t.Error("a pull that was given up was answered")
 	}
-	<-ended
+	receive(t, ended, "the pull is not given up")
 }

@@ -250,7 +250,7 @@ func TestBodiesTogether(t *testing.T) {
 				t.Errorf("a body that there is room for: %d %s", got.status, got.body)
 			}
 		})
-		<-arrived
+		receive(t, arrived, "a body that there is room for does not arrive")
 	}
 	if got := send("third"); got.status != 503 || got.header.Get("Retry-After") == "" || !strings.Contains(got.body, "at once") {
 		t.Errorf("a body that there is no room for: %d %s", got.status, got.body)

@@ -169,6 +169,18 @@ func TestWaitOutlivesTheServersTimeouts(t *testing.T) {
 // hang is for what should take far less.
 const hang = time.Minute
 
+// receive waits for a channel. fails says what has not happened where it waits for too long.
+func receive[T any](t *testing.T, c <-chan T, fails string) T {
+	t.Helper()
+	select {
+	case got := <-c:
+		return got
+	case <-time.After(hang):
+		t.Fatal(fails)
+		panic("unreachable")
+	}
+}
+
 // TestWaitHeld has heldconn hold every request that waits. All are sent on one connection,
 // but for those after which it ends.
 func TestWaitHeld(t *testing.T) {
@@ -247,14 +259,18 @@ func TestWaitHeldEnds(t *testing.T) {
 		clients.Go(func() { wait(leaving, "b", 0, "") })
 		clients.Go(func() { wait(t.Context(), "b", 503, "shutting down") })
 	}
-	for service.waiting.Load() != 30 {
-		time.Sleep(time.Millisecond)
+	waiting := func(n int64) {
+		t.Helper()
+		for end := time.Now().Add(hang); service.waiting.Load() != n; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d clients wait, want %d", service.waiting.Load(), n)
+			}
+		}
 	}
+	waiting(30)
 	service.finish("a")
 	leave()
-	for service.waiting.Load() != 10 {
-		time.Sleep(time.Millisecond)
-	}
+	waiting(10)
 	holder.End(job.ErrDraining)
 	clients.Wait()
 	stop()

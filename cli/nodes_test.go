@@ -20,6 +20,9 @@ import (
 	"github.com/iterait/shepherd/ledger/postgres/postgrestest"
 )
 
+// hang is the time limit of what takes far less.
+const hang = 2 * time.Minute
+
 // Nodes are listed, drained, and forgotten when they are gone.
 func TestNodes(t *testing.T) {
 	server := postgrestest.New(t)
@@ -34,7 +37,7 @@ func TestNodes(t *testing.T) {
 	}
 	ledgers, leases := map[string]*postgres.Ledger{}, map[string]ledger.Lease{}
 	for _, name := range []string{"a", "b"} {
-		l, err := postgres.Open(t.Context(), postgres.Config{URL: url, RetryFor: time.Minute})
+		l, err := postgres.Open(t.Context(), postgres.Config{URL: url, Lease: time.Hour, RetryFor: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,12 +75,17 @@ func TestNodes(t *testing.T) {
 	if said, err := call("nodes", "drain", "a", "-c", p.config); err != nil || said != "Node a claims no more jobs.\n" {
 		t.Fatalf("it says %q, %v", said, err)
 	}
+	hung := time.After(hang)
 	for { // it learns of it by itself
 		changed := a.Changed()
 		if a.Draining("a") {
 			break
 		}
-		<-changed
+		select {
+		case <-changed:
+		case <-hung:
+			t.Fatal("the node does not learn that it is drained")
+		}
 	}
 	if a.Draining("b") || ledgers["b"].Draining("b") {
 		t.Error("the other node is drained, too")
@@ -133,7 +141,8 @@ func watchNodes(t *testing.T, config string, b *postgres.Ledger) {
 	root.SetErr(io.Discard)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetArgs([]string{"nodes", "--watch", "-c", config})
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, stop := context.WithTimeout(t.Context(), hang)
+	defer stop()
 	ended := make(chan error, 1)
 	go func() {
 		err := root.ExecuteContext(ctx)

@@ -17,7 +17,8 @@ import (
 // The command serves both on the addresses it prints and ends when it is told
 // to.
 func TestSandboxCommand(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
+	defer cancel()
 	output, printed := io.Pipe()
 	c := sandboxCommand()
 	c.SetArgs([]string{"--dir", t.TempDir(), "--storage-port", "0", "--registry-port", "0"})

@@ -251,10 +251,12 @@ func (r *pieceReader) Read(b []byte) (int, error) {
 	n, err := r.SectionReader.Read(b)
 	r.moved()
 	r.at += int64(n)
-	if more := r.at - r.seen.Load(); more > 0 {
-		r.seen.Store(r.at)
-		if r.sent != nil {
-			r.sent(int(more))
+	for seen := r.seen.Load(); seen < r.at; seen = r.seen.Load() { // an earlier try of the piece may still read
+		if r.seen.CompareAndSwap(seen, r.at) {
+			if r.sent != nil {
+				r.sent(int(r.at - seen))
+			}
+			break
 		}
 	}
 	return n, err

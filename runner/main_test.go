@@ -28,7 +28,9 @@ func loadForTest(_ context.Context, args runner.Args) (runner.Handler, error) {
 
 func mainCommand(t *testing.T, args ...string) (*exec.Cmd, *strings.Builder) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
 	cmd.Env = append(os.Environ(), "RUNNER_TEST_MAIN=1")
 	stderr := new(strings.Builder)
 	cmd.Stderr = stderr

@@ -317,11 +317,19 @@ func TestStopWaitsForTheJob(t *testing.T) {
 		}
 		return ctx.Err()
 	}
+	begins := func(a *ask) {
+		t.Helper()
+		select {
+		case <-begun:
+		case <-a.ctx.Done():
+			t.Fatal("the job does not begin")
+		}
+	}
 	t.Run("a job that finishes anyway is answered", func(t *testing.T) {
 		finish = true
 		a, stop := serve(t, handler)
 		a.send("one")
-		<-begun
+		begins(a)
 		stop()
 		a.done("one")
 	})
@@ -330,7 +338,7 @@ func TestStopWaitsForTheJob(t *testing.T) {
 		a, stop := serve(t, handler)
 		a.send("one")
 		a.send("two")
-		<-begun
+		begins(a)
 		stop()
 		if frame, err := a.conn.Recv(a.ctx); !errors.Is(err, messenger.ErrClosed) {
 			t.Fatalf("got %s, %v", frame, err)

@@ -53,25 +53,27 @@ func (p *fixture) apply(drain time.Duration, members ...shepherd.Member) <-chan 
 
 func (p *fixture) applied(c <-chan error) {
 	p.t.Helper()
+	if err := receive(p.t, c, "apply does not return"); err != nil {
+		p.t.Fatalf("apply: %v", err)
+	}
+}
+
+// receive waits for a channel. fails says what has not happened where it waits for too long.
+func receive[T any](t *testing.T, c <-chan T, fails string) T {
+	t.Helper()
 	select {
-	case err := <-c:
-		if err != nil {
-			p.t.Fatalf("apply: %v", err)
-		}
+	case got := <-c:
+		return got
 	case <-time.After(hang):
-		p.t.Fatal("apply does not return")
+		t.Fatal(fails)
+		panic("unreachable")
 	}
 }
 
 func (p *fixture) began(c <-chan string, want string) {
 	p.t.Helper()
-	select {
-	case got := <-c:
-		if got != want {
-			p.t.Fatalf("job %s began, want %s", got, want)
-		}
-	case <-time.After(hang):
-		p.t.Fatalf("job %s does not begin", want)
+	if got := receive(p.t, c, "job "+want+" does not begin"); got != want {
+		p.t.Fatalf("job %s began, want %s", got, want)
 	}
 }
 
@@ -170,7 +172,7 @@ func TestStopDuringApply(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	p.core.Stop(ended)
-	if err := <-applied; !errors.Is(err, job.ErrDraining) {
+	if err := receive(t, applied, "apply does not return"); !errors.Is(err, job.ErrDraining) {
 		t.Errorf("apply: %v", err)
 	}
 	if err := p.core.Apply(t.Context(), nil, 0); !errors.Is(err, job.ErrDraining) {

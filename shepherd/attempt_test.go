@@ -41,7 +41,7 @@ func TestCancelAndSubmitAgain(t *testing.T) {
 	}
 	p.start()
 	p.submit("job-1", "m", "x")
-	<-begun
+	receive(t, begun, "the job does not begin")
 	cancelled := make(chan error, 1)
 	go func() { cancelled <- p.core.Cancel(t.Context(), "job-1") }()
 	p.eventually("the cancel is seen", func() bool {
@@ -58,10 +58,10 @@ func TestCancelAndSubmitAgain(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(gate)
-	if err := <-cancelled; err != nil {
+	if err := receive(t, cancelled, "the cancel does not return"); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-submitted; err != nil {
+	if err := receive(t, submitted, "the second run is not submitted"); err != nil {
 		t.Fatal(err)
 	}
 	p.await("job-1", job.Done)
@@ -94,7 +94,7 @@ func TestCancelReachesTheRunner(t *testing.T) {
 	}
 	p.start()
 	p.submit("endless", "m", "x")
-	<-begun
+	receive(t, begun, "the job does not begin")
 	if err := p.core.Cancel(t.Context(), "endless"); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestCancelDuringTheUpload(t *testing.T) {
 	}
 	p.start()
 	p.submit("job-1", "m", "x", to("a"))
-	<-storing
+	receive(t, storing, "the results are not stored")
 	asked := make(chan error, 1)
 	go func() { asked <- p.core.Cancel(t.Context(), "job-1") }()
 	p.eventually("the cancel is seen", func() bool {
@@ -136,7 +136,7 @@ func TestCancelDuringTheUpload(t *testing.T) {
 		return err == nil && rec.Cancelling
 	})
 	close(gate)
-	if err := <-asked; err != nil {
+	if err := receive(t, asked, "the cancel does not return"); err != nil {
 		t.Fatal(err)
 	}
 	was := p.await("job-1", job.Cancelled)
@@ -146,10 +146,10 @@ func TestCancelDuringTheUpload(t *testing.T) {
 	if err != nil || len(files) != 1 || files[0].Name != "outputs/b" {
 		t.Errorf("outputs are %v, %v", files, err)
 	}
-	kept, err := p.store.Store.Status(t.Context(), "job-1")
-	if err != nil || !kept.FinishedAt.Equal(now.FinishedAt) || kept.FinishedAt.Equal(was.FinishedAt) {
-		t.Errorf("job_status.json is of %v, the second run ended at %v, %v", kept.FinishedAt, now.FinishedAt, err)
-	}
+	p.eventually("job_status.json is of the second run", func() bool {
+		kept, err := p.store.Store.Status(t.Context(), "job-1")
+		return err == nil && kept.FinishedAt.Equal(now.FinishedAt) && !kept.FinishedAt.Equal(was.FinishedAt)
+	})
 }
 
 // Daemon and runner are killed under a job again and again: it is tried
@@ -519,19 +519,35 @@ func TestLoadTimeout(t *testing.T) {
 		fake.Print(ctx, "waiting for a licence")
 	}
 	p.deaf = func(m job.Model) bool { return m.Name == "deaf" }
-	p.config.Limits = shepherd.LimitDefaults{Models: []shepherd.LimitRule{{Models: rule(t, "deaf"), Limits: job.Limits{LoadTimeout: new(2 * time.Second)}}}}
+	p.config.Limits = shepherd.LimitDefaults{Models: []shepherd.LimitRule{{Models: rule(t, "deaf"), Limits: job.Limits{LoadTimeout: new(time.Hour)}}}}
 	p.start()
 	p.submit("job-1", "deaf", "x")
 	p.eventually("the job says what it waits for", func() bool {
 		v, err := p.core.View(t.Context(), "job-1")
 		return err == nil && v.Detail == "waiting for port 9999"
 	})
-	failure := p.await("job-1", job.Failed).Failure
-	for _, want := range []string{"Failed to start sheep for this job", "load_timeout of 2s", "waiting for port 9999", "last log lines: loading weights | waiting for a licence"} {
-		if !strings.Contains(failure.Message, want) {
-			t.Errorf("%q does not say %q", failure.Message, want)
-		}
+	if err := p.core.Cancel(t.Context(), "job-1"); err != nil {
+		t.Fatal(err)
 	}
+	p.await("job-1", job.Cancelled)
+	p.stop()
+
+	p.inTime(2*time.Second, func(limit time.Duration) (problem string) {
+		p.config.Limits.Models[0].Limits.LoadTimeout = &limit
+		p.start()
+		id := "deaf-" + limit.String()
+		p.submit(id, "deaf", "x")
+		failure := p.await(id, job.Failed).Failure
+		for _, want := range []string{"Failed to start sheep for this job", "load_timeout of " + limit.String(), "waiting for port 9999", "last log lines: loading weights | waiting for a licence"} {
+			if !strings.Contains(failure.Message, want) {
+				problem = fmt.Sprintf("%q does not say %q", failure.Message, want)
+			}
+		}
+		if problem != "" {
+			p.stop()
+		}
+		return problem
+	})
 	p.submit("job-2", "m", "x")
 	p.await("job-2", job.Done)
 }
@@ -561,9 +577,63 @@ func TestCancelOfAPreparedJob(t *testing.T) {
 	if err := p.core.Cancel(t.Context(), "prepared"); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := p.core.Job(t.Context(), "prepared"); err != nil || s.State != job.Cancelled {
-		t.Errorf("it is %s, %v", s.State, err)
+	p.await("prepared", job.Cancelled)
+	open()
+	p.await("wait-1", job.Done)
+}
+
+// watchedClaims is a ledger that tells of the claims that were made, before who made them
+// knows.
+type watchedClaims struct {
+	ledger.Ledger
+	claimed func(job.ID)
+}
+
+func (l *watchedClaims) Claim(ctx context.Context, s ledger.Slot) (*ledger.Claim, error) {
+	c, err := l.Ledger.Claim(ctx, s)
+	if c != nil {
+		l.claimed(c.ID)
 	}
+	return c, err
+}
+
+// A job that is cancelled just when a busy sheep claims it to prepare it is cancelled at once,
+// too.
+func TestCancelDuringTheClaim(t *testing.T) {
+	p := newFixture(t)
+	begun, gate := p.gated()
+	open := sync.OnceFunc(gate)
+	p.config.Ledger = &watchedClaims{Ledger: p.ledger, claimed: func(id job.ID) {
+		if id != "prepared" {
+			return
+		}
+		if _, err := p.ledger.Cancel(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		// When this one's end is in storage, the event of that is read.
+		_, err := p.ledger.Create(t.Context(), job.Record{ID: "later", Model: job.Model{Name: "m"}, NotBefore: time.Now().Add(time.Hour)})
+		if err == nil {
+			_, err = p.ledger.Cancel(t.Context(), "later")
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		for end := time.Now().Add(hang); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if kept, err := p.store.Store.Status(t.Context(), "later"); err == nil && kept.State == job.Cancelled {
+				return
+			}
+		}
+		t.Error("the events are not read")
+	}}
+	p.start()
+	if err := p.store.Init(t.Context(), "later", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	p.submit("wait-1", "m", "1")
+	p.began(begun, "wait-1")
+	defer open()
+	p.submit("prepared", "m", "2")
+	p.await("prepared", job.Cancelled)
 	open()
 	p.await("wait-1", job.Done)
 }

@@ -63,13 +63,17 @@ type hub struct {
 
 	mu       sync.Mutex
 	watchers map[job.ID][]*watcher // by job, oldest first
+	records  map[*cancelRecord]bool
 }
+
+// cancelRecord has the cancel events of all jobs since it was begun.
+type cancelRecord struct{ events []job.Event }
 
 // watcher is called for every event of one job.
 type watcher struct{ call func(job.Event) }
 
 func newHub(l ledger.Ledger, log *slog.Logger) *hub {
-	return &hub{ledger: l, log: log, watchers: make(map[job.ID][]*watcher)}
+	return &hub{ledger: l, log: log, watchers: make(map[job.ID][]*watcher), records: make(map[*cancelRecord]bool)}
 }
 
 // watch calls f for every event of the job that the hub reads from now on, until stop is
@@ -125,9 +129,30 @@ func (h *hub) watched(id job.ID) bool {
 	return len(h.watchers[id]) > 0
 }
 
+// recordCancels records the cancel events of all jobs that the hub reads from now on, until
+// end is called, which returns them. It is for the time in which the job to watch is not known
+// yet.
+func (h *hub) recordCancels() (end func() []job.Event) {
+	r := new(cancelRecord)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.records[r] = true
+	return func() []job.Event {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.records, r)
+		return r.events
+	}
+}
+
 // publish passes an event to the followers of its job.
 func (h *hub) publish(e job.Event) {
 	h.mu.Lock()
+	if e.Kind == job.EventCancelled {
+		for r := range h.records {
+			r.events = append(r.events, e)
+		}
+	}
 	watchers := slices.Clone(h.watchers[e.Job])
 	h.mu.Unlock()
 	for _, w := range watchers {

@@ -86,14 +86,13 @@ func TestAdoptedRunnerIsDeaf(t *testing.T) {
 	p.config.Limits = shepherd.LimitDefaults{All: job.Limits{LoadTimeout: &long, Retries: &none}}
 	p.start()
 	p.submit("deaf", "m", "in")
-	for sent := false; !sent; { // until the runner has it
+	p.eventually("the runner has the job", func() bool {
 		found, err := p.newSheep("sheep").(runtime.Recoverer).Recover(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		sent = found != nil && found.Job == "deaf"
-		time.Sleep(time.Millisecond)
-	}
+		return found != nil && found.Job == "deaf"
+	})
 	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	defer cancel()
 	p.core.Leave(ctx)
@@ -127,20 +126,18 @@ func TestRevivingSheepIsBusy(t *testing.T) {
 	p.submit("first", "m", "in")
 	p.await("first", job.Done)
 	p.runners.Kill("sheep", runtime.Exit{Code: 1})
-	for loads.Load() < 2 {
-		time.Sleep(time.Millisecond)
-	}
+	p.eventually("the runner is started again", func() bool { return loads.Load() == 2 })
 	p.submit("second", "m", "in")
-	for claimed := false; !claimed; {
+	p.eventually("the second job is claimed", func() bool {
 		held, err := p.ledger.Held(t.Context(), "node")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if claimed = len(held) == 1; claimed && held[0].State != job.Queued {
+		if len(held) == 1 && held[0].State != job.Queued {
 			t.Errorf("the job is %s while the sheep's runner is still starting", held[0].State)
 		}
-		time.Sleep(time.Millisecond)
-	}
+		return len(held) == 1
+	})
 	close(again)
 	p.await("second", job.Done)
 }
@@ -173,7 +170,7 @@ func TestStopDuringAdoption(t *testing.T) {
 	}
 	p.start()
 	p.submit("long", "m", "in")
-	<-has
+	receive(t, has, "the runner does not get the job")
 	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	defer cancel()
 	p.core.Leave(ctx)
@@ -181,7 +178,7 @@ func TestStopDuringAdoption(t *testing.T) {
 	runs := make(chan struct{}, 1)
 	p.wrap = func(s runtime.Sheep) runtime.Sheep { return stuckSheep{s, runs} }
 	p.start()
-	<-runs
+	receive(t, runs, "the runner is not adopted")
 	now, over := context.WithCancel(context.Background())
 	over()
 	p.core.Stop(now)

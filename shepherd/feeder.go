@@ -25,6 +25,7 @@ type feeder struct {
 	held   atomic.Pointer[attempt] // the attempt that is offered; nil for none
 	waits  atomic.Bool             // the offered attempt waits for devices
 	unsure bool                    // the last claim failed and may still have succeeded in the ledger; used by run only
+	missed func() []job.Event      // ends the record of cancels that began with the last claim; nil for none; used by run only
 }
 
 func newFeeder(l *lane) *feeder { return &feeder{lane: l, offers: make(chan *attempt)} }
@@ -67,7 +68,14 @@ func (f *feeder) run(feed, work context.Context) {
 
 // claim claims a job. A claim that failed may have succeeded in the ledger, so the next call
 // first looks for claims of this sheep that the process does not know.
-func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, error) {
+func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (claim *ledger.Claim, err error) {
+	f.missedCancels()
+	f.missed = f.lane.hub.recordCancels()
+	defer func() {
+		if claim == nil {
+			f.missedCancels()
+		}
+	}()
 	if f.unsure {
 		claims, err := f.unanswered(ctx)
 		if err != nil {
@@ -78,12 +86,21 @@ func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 			return &claims[0], nil
 		}
 	}
-	claim, err := f.lane.ledger.Claim(ctx, slot)
+	claim, err = f.lane.ledger.Claim(ctx, slot)
 	f.unsure = err != nil && (errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err))
 	if claim != nil {
 		crashpoint.Reached(crashpoint.Claimed)
 	}
 	return claim, err
+}
+
+// missedCancels returns the cancel events since the last claim was asked for, and ends their
+// record.
+func (f *feeder) missedCancels() (events []job.Event) {
+	if f.missed != nil {
+		events, f.missed = f.missed(), nil
+	}
+	return events
 }
 
 // unanswered returns the claims of this sheep in the ledger that this process does not know.
@@ -112,6 +129,14 @@ func (f *feeder) awaitIdle(ctx context.Context) bool {
 func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 	l := f.lane
 	a := l.watch(*c)
+	for _, e := range f.missedCancels() {
+		if e.Job == a.ID {
+			a.onEvent(e)
+		}
+	}
+	if c.Cancelling { // of a claim whose answer was lost
+		a.stopper.stop(errCancelled)
+	}
 	f.held.Store(a)
 	if l.state.isDrained() { // drained during the claim
 		a.giveUp(errSheepDrained)
@@ -137,7 +162,7 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 func (l *lane) watch(c ledger.Claim) *attempt {
 	a := l.newAttempt(c)
 	a.unwatch = l.hub.watch(c.ID, a.onEvent)
-	if !a.ahead { // else Ledger.Start reports what happened before the subscription
+	if !a.ahead { // else Ledger.Start reports what happened before the subscription, but for a cancel, which does not wait for that
 		ctx, cancel := context.WithTimeout(context.Background(), commitTime)
 		defer cancel()
 		a.check(l.ledger.Get(ctx, c.ID))

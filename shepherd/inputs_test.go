@@ -75,7 +75,7 @@ func TestSubmitFiles(t *testing.T) {
 		t.Fatalf("%+v, %v", status, err)
 	}
 	want := map[string]string{"input": "small", "dir/large": large, "dir/sub/empty": ""}
-	if found := <-got; !maps.Equal(found, want) {
+	if found := receive(t, got, "the runner has found nothing"); !maps.Equal(found, want) {
 		t.Errorf("the runner found %d files: %.100v", len(found), found)
 	}
 	if names, _ := filepath.Glob(filepath.Join(p.dir, "data", ".staging", "upload-*")); len(names) > 0 {
@@ -165,7 +165,7 @@ func TestUploadCutShort(t *testing.T) {
 			return name, content, err
 		})
 	}()
-	<-under
+	receive(t, under, "the upload does not come to its end")
 	if err := p.core.SubmitFiles(t.Context(), job.Request{ID: "cut", Model: someModel}, sent("a", "x")); !errors.Is(err, job.ErrUploading) {
 		t.Errorf("beside another upload: %v", err)
 	}
@@ -177,7 +177,7 @@ func TestUploadCutShort(t *testing.T) {
 		t.Errorf("meanwhile it is %+v, %v", status, err)
 	}
 	close(release)
-	if err := <-ended; err == nil {
+	if err := receive(t, ended, "the upload does not end"); err == nil {
 		t.Error("an upload that broke off was taken")
 	}
 

@@ -45,7 +45,7 @@ func TestProgress(t *testing.T) {
 	}
 	p.start()
 	p.submit("job-a", "m", "x")
-	<-told
+	receive(t, told, "the job does not begin")
 	var view job.View
 	p.eventually("the job's progress is seen", func() bool {
 		var err error
@@ -87,7 +87,7 @@ func TestWarnings(t *testing.T) {
 	}
 	p.start()
 	p.submit("does", "m", "x")
-	<-told
+	receive(t, told, "the job does not begin")
 	p.eventually("the warning is seen", func() bool {
 		view, err := p.core.View(t.Context(), "does")
 		return err == nil && view.Detail == "a child was killed"
@@ -284,8 +284,16 @@ func TestQuotedLog(t *testing.T) {
 	if s := p.await("deaf", job.Failed); strings.Contains(s.Failure.Message, "log lines") || !strings.Contains(s.Failure.Message, "load_timeout") {
 		t.Errorf("the failure is %q", s.Failure.Message)
 	}
-	p.submit("slow", "slow", "x", limit(time.Hour, time.Second)) // by when it has written its line
-	if s := p.await("slow", job.Failed); !strings.Contains(s.Failure.Message, "last log lines: a line of slow)") || strings.Contains(s.Failure.Message, "a line of before") {
-		t.Errorf("the failure is %q", s.Failure.Message)
-	}
+	p.inTime(time.Second, func(run time.Duration) (problem string) { // by when it has written its line
+		id := "slow-" + run.String()
+		p.submit(id, "slow", "x", limit(time.Hour, run))
+		s := p.await(id, job.Failed)
+		if strings.Contains(s.Failure.Message, "a line of before") {
+			t.Errorf("the failure is %q", s.Failure.Message)
+		}
+		if !strings.Contains(s.Failure.Message, "last log lines: a line of "+id+")") {
+			problem = s.Failure.Message
+		}
+		return problem
+	})
 }

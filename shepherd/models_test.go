@@ -127,7 +127,7 @@ func TestRemoveModels(t *testing.T) {
 	p.start()
 	s.models = []job.Model{{Name: "run", Version: "v1"}, {Name: "wait", Version: "latest"}, {Name: "idle", Version: "v1"}}
 	p.submit("running", "run", "x", on("a"))
-	<-begun
+	receive(t, begun, "the job does not begin")
 	p.submit("waiting", "wait", "x", func(r *job.Request) { r.Model.Version = "" })
 	refused := func(m job.Model, id job.ID, sheep string) {
 		t.Helper()
@@ -147,6 +147,7 @@ func TestRemoveModels(t *testing.T) {
 	if err := p.core.Cancel(t.Context(), "waiting"); err != nil {
 		t.Fatal(err)
 	}
+	p.await("waiting", job.Cancelled)
 	close(goOn)
 	p.await("running", job.Done)
 	refused(job.Model{Name: "run", Version: "v1"}, "", "a")
@@ -223,7 +224,7 @@ func TestPullProgressShows(t *testing.T) {
 	}
 	p.start()
 	p.submit("job", "m", "x")
-	<-loading
+	receive(t, loading, "the model is not loaded")
 	if s := p.core.Sheep(t.Context())[0]; s.Detail != "pulling m: 40%" || s.Running || s.Pull == nil || *s.Pull != (job.PullProgress{Text: s.Detail, Done: 40, Total: 100, Rate: 7}) {
 		t.Errorf("the sheep shows %+v", s)
 	}

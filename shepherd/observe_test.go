@@ -134,7 +134,7 @@ func TestObserver(t *testing.T) {
 
 	p.submit("hangs", "a", "x")
 	w.await(t, "load hangs a:v1 ok")
-	<-hangs
+	receive(t, hangs, "the job does not begin")
 	if err := p.core.Cancel(t.Context(), "hangs"); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestObserverWaits(t *testing.T) {
 	p.submit("first", "m", "x")
 	p.await("first", job.Done)
 	p.submit("second", "m", "x")
-	<-begun
+	receive(t, begun, "the job does not begin")
 	if n := w.count("waited sheep true"); n != 0 {
 		t.Errorf("the runner had no job at hand, but is told to have waited %d times", n)
 	}

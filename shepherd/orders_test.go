@@ -193,7 +193,7 @@ func TestRestartSheep(t *testing.T) {
 	go func() { restarted <- p.core.RestartSheep("sheep", time.Hour) }()
 	open()
 	p.await("wait-1", job.Done)
-	if err := <-restarted; err != nil {
+	if err := receive(t, restarted, "the restart does not return"); err != nil {
 		t.Fatal(err)
 	}
 	attempts, err := p.ledger.Attempts(t.Context(), "wait-1")
@@ -218,7 +218,9 @@ func TestRestartGivesWay(t *testing.T) {
 		"to a stop": {func(p *fixture) error {
 			return errors.Join(p.core.StopSheep(0, "a"), p.core.StartSheep("a"))
 		}, job.Done},
-		"to a reload": {func(p *fixture) error { return <-p.apply(0, p.member("a"), p.members["b"]) }, job.Done},
+		"to a reload": {func(p *fixture) error {
+			return receive(p.t, p.apply(0, p.member("a"), p.members["b"]), "apply does not return")
+		}, job.Done},
 		"to the end": {func(p *fixture) error {
 			ctx, cancel := context.WithCancel(p.t.Context())
 			cancel()
@@ -240,7 +242,7 @@ func TestRestartGivesWay(t *testing.T) {
 			if err := c.hasten(p); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-restarted; err != nil && (c.want != job.Queued || !errors.Is(err, job.ErrDraining)) {
+			if err := receive(t, restarted, "the restart does not return"); err != nil && (c.want != job.Queued || !errors.Is(err, job.ErrDraining)) {
 				t.Errorf("the restart that waited: %v", err)
 			}
 			open()
@@ -358,10 +360,10 @@ func TestLoadEnds(t *testing.T) {
 			defer asking.Wait()
 			loaded := make(chan error, 1)
 			asking.Go(func() { loaded <- p.core.LoadSheep(ctx, "sheep", ready) })
-			<-loading
+			receive(t, loading, "the model is not loaded")
 			isIn(t, p.core.LoadSheep(t.Context(), "sheep", job.Model{Name: "m", Version: "v1"}), job.SheepBusy)
 			c.end(p, leave)
-			c.want(t, <-loaded)
+			c.want(t, receive(t, loaded, "the loading does not end"))
 		})
 	}
 }
@@ -373,7 +375,7 @@ func TestLoadOfADrainedSheep(t *testing.T) {
 	p.preload = ready
 	loading := p.slowly()
 	p.start()
-	<-loading
+	receive(t, loading, "the model is not loaded")
 	if err := p.core.DrainSheep("sheep"); err != nil {
 		t.Fatal(err)
 	}

@@ -92,7 +92,7 @@ func TestPreloadGivesWay(t *testing.T) {
 		return ctx.Err()
 	}
 	p.start()
-	<-loading
+	receive(t, loading, "the model is not loaded")
 	p.submit("job", "other", "x")
 	p.await("job", job.Done)
 }
@@ -148,10 +148,7 @@ func TestPrefetch(t *testing.T) {
 				return err == nil && s.State == job.Processing
 			})
 			p.submit("second", "next", "x")
-			for m := range fetched {
-				if m == (job.Model{Name: "next", Version: "v1"}) {
-					break
-				}
+			for receive(t, fetched, "the next model is not fetched") != (job.Model{Name: "next", Version: "v1"}) {
 			}
 			close(goOn)
 			p.await("first", job.Done)

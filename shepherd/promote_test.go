@@ -98,7 +98,7 @@ func TestLateOutputs(t *testing.T) {
 			t.Cleanup(q.stop)
 			p.start()
 			p.submit("job", "m", "x")
-			<-frozen.reached
+			receive(t, frozen.reached, "the outputs are not stored")
 			q.start()
 			claims, err := p.ledger.Held(t.Context(), "node")
 			if err != nil || len(claims) != 1 {
@@ -110,7 +110,7 @@ func TestLateOutputs(t *testing.T) {
 			}
 			q.await("job", job.Done)
 			close(frozen.thaw)
-			<-frozen.done
+			receive(t, frozen.done, "the node that was suspended does not go on")
 			p.stop()
 			files, err := storagetest.All(q.store.List(t.Context(), "job", job.OutputDir+"/"))
 			if err != nil || len(files) != 2 || files[0].Name != "outputs/output" || files[1].Name != "outputs/right" {

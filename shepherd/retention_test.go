@@ -159,7 +159,7 @@ func TestRetentionOfMany(t *testing.T) {
 
 func TestRetentionTakenBack(t *testing.T) {
 	p := newFixture(t)
-	p.keep(job.Retention{All: job.KeepTimes{Done: new(2 * time.Second)}})
+	p.keep(job.Retention{All: job.KeepTimes{Done: new(time.Hour)}})
 	p.submit("kept", "m", "1")
 	p.await("kept", job.Done)
 	p.keep(job.Retention{})
@@ -316,7 +316,7 @@ func TestRemoveRacesSubmit(t *testing.T) {
 		submitted := make(chan error, 1)
 		go func() { submitted <- p.core.Submit(t.Context(), job.Request{ID: id, Model: model}) }()
 		removed := p.core.Remove(t.Context(), id)
-		switch err := <-submitted; {
+		switch err := receive(t, submitted, "the submission does not return"); {
 		case err == nil:
 			if s := p.await(string(id), job.Done); !p.there(id) {
 				t.Fatalf("removal %v: the job is %+v and not in storage", removed, s)

@@ -127,7 +127,7 @@ func TestExplainJobs(t *testing.T) {
 		}
 	}
 	submit("runs", nil)
-	<-running
+	receive(t, running, "the job does not begin")
 	submit("waits", nil)
 	submit("waits-longer", nil)
 	submit("later", func(r *job.Request) { r.NotBefore = time.Now().Add(time.Hour) })

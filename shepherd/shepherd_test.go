@@ -405,14 +405,22 @@ func TestStorageAwayAtTheEnd(t *testing.T) {
 func TestStatusIsInStorageWhenTheClientKnows(t *testing.T) {
 	p := newFixture(t)
 	p.start()
+	looked := 0
 	for i := range 20 {
 		id := fmt.Sprintf("job-%d", i)
 		p.submit(id, "m", "x")
 		told := p.await(id, job.Done)
+		if time.Since(told.FinishedAt) > 2*time.Second { // the client is not kept waiting for longer
+			continue
+		}
+		looked++
 		kept, err := p.store.Store.Status(t.Context(), job.ID(id))
 		if err != nil || kept.State != job.Done || !kept.FinishedAt.Equal(told.FinishedAt) || !kept.StartedAt.Equal(told.StartedAt) {
 			t.Fatalf("storage has %+v (%v), the client was told %+v", kept, err, told)
 		}
+	}
+	if looked == 0 {
+		t.Error("the machine is too slow")
 	}
 }
 
@@ -459,7 +467,7 @@ func (p *fixture) leave(answered ...*ledger.Claim) {
 	var once sync.Once
 	ran := make(chan error, 1)
 	go func() { ran <- sheep.Run(ctx, func(runtime.Event) { once.Do(func() { close(up) }) }) }()
-	<-up
+	receive(p.t, up, "the runner does not start")
 	conn := sheep.Conn()
 	for _, c := range answered {
 		dataRoot := filepath.Join(p.config.DataRoot, "sheep", fmt.Sprint("attempt-", c.Token))
@@ -484,7 +492,7 @@ func (p *fixture) leave(answered ...*ledger.Claim) {
 		}
 	}
 	sheep.Detach()
-	if err := <-ran; !errors.Is(err, runtime.ErrDetached) {
+	if err := receive(p.t, ran, "the sheep does not detach"); !errors.Is(err, runtime.ErrDetached) {
 		p.t.Fatal(err)
 	}
 }
@@ -752,15 +760,24 @@ func TestSheepCannotBeStartedNow(t *testing.T) {
 	if n := tries.Swap(0); n != 2 {
 		t.Errorf("the sheep was started %d times", n)
 	}
-	limit := time.Second
-	p.submit("never", "never", "x", func(r *job.Request) { r.Limits.LoadTimeout = &limit })
-	if s := p.await("never", job.Failed); s.Failure.Message != "Failed to start sheep for this job (Its port is in use.)" {
-		t.Errorf("message %q", s.Failure.Message)
-	}
-	if n := tries.Load(); n < 2 || n > 6 { // fewer on a busy machine
-		t.Errorf("the sheep was started %d times", n)
-	}
-	rec, err := p.ledger.Get(t.Context(), "never")
+	id := ""
+	p.inTime(time.Second, func(limit time.Duration) (problem string) {
+		tries.Store(0)
+		id = "never-" + limit.String()
+		p.submit(id, "never", "x", func(r *job.Request) { r.Limits.LoadTimeout = &limit })
+		if s := p.await(id, job.Failed); s.Failure.Message != "Failed to start sheep for this job (Its port is in use.)" {
+			t.Errorf("message %q", s.Failure.Message)
+		}
+		n := tries.Load()
+		if limit == time.Second && n > 6 {
+			t.Errorf("the sheep was started %d times", n)
+		}
+		if n < 2 { // fewer on a busy machine
+			problem = fmt.Sprintf("the sheep was started %d times", n)
+		}
+		return problem
+	})
+	rec, err := p.ledger.Get(t.Context(), job.ID(id))
 	if err != nil || rec.Spent != 1 {
 		t.Errorf("attempts spent: %d of %d, %v", rec.Spent, rec.Attempt, err)
 	}

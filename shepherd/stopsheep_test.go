@@ -136,7 +136,7 @@ func TestStopWhileSheepStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	p.core.Stop(ctx)
-	if err := <-stopped; !errors.Is(err, job.ErrDraining) {
+	if err := receive(t, stopped, "the sheep does not stop"); !errors.Is(err, job.ErrDraining) {
 		t.Errorf("the sheep that was told to stop: %v", err)
 	}
 	if rec, err := p.ledger.Get(t.Context(), "wait-1"); err != nil || rec.State != job.Queued {

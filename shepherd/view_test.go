@@ -21,7 +21,7 @@ func TestViews(t *testing.T) {
 	}
 	p.start()
 	p.submit("job-0", "m", "x")
-	<-begun
+	receive(t, begun, "the job does not begin")
 	for n := 1; n < 5; n++ {
 		p.submit(fmt.Sprint("job-", n), "m", "x", func(r *job.Request) { r.Priority, r.Sheep = 3, "sheep" })
 	}
@@ -45,7 +45,7 @@ func TestViews(t *testing.T) {
 	}
 	close(gate)
 	for n := range 4 {
-		<-begun
+		receive(t, begun, "the next job does not begin")
 		p.await(fmt.Sprint("job-", n), job.Done)
 	}
 	p.await("job-4", job.Done)

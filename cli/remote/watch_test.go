@@ -2,6 +2,7 @@ package remote
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -38,9 +40,11 @@ func watched(t *testing.T, command func(Config) *cobra.Command, lines int, handl
 	printed, out := io.Pipe()
 	cmd.SetOut(out)
 	cmd.SetErr(io.Discard)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a hang guard
+	defer cancel()
 	ended := make(chan error, 1)
 	go func() {
-		err := cmd.ExecuteContext(t.Context())
+		err := cmd.ExecuteContext(ctx)
 		_ = out.Close()
 		ended <- err
 	}()

@@ -193,7 +193,11 @@ func (s suite) testAfterNotBefore(t *testing.T) {
 	f.await(job.EventDue, "past")
 	f.claim(slot("a"), "past")
 	f.claimNothing(slot("a"))
+	hung := time.Now().Add(patience)
 	for rec := f.get("later"); rec.Blocked; rec = f.get("later") { // there is no event of this
+		if time.Now().After(hung) {
+			t.Fatalf("still blocked: %s", show(rec))
+		}
 		time.Sleep(time.Millisecond)
 	}
 	for _, event := range f.read() {

@@ -334,6 +334,7 @@ func TestUnknownClaims(t *testing.T) {
 			}
 		}
 	}
+	hung := time.After(hang)
 	for {
 		changed := l.Changed()
 		held, err := l.Held(t.Context(), "node")
@@ -346,7 +347,7 @@ func TestUnknownClaims(t *testing.T) {
 		select {
 		case <-changed:
 		case <-time.After(100 * time.Millisecond):
-		case <-t.Context().Done():
+		case <-hung:
 			t.Fatal("the claim stays with nobody")
 		}
 	}
@@ -421,7 +422,7 @@ func TestRestart(t *testing.T) {
 			}
 		}
 		if len(events) == 0 { // behind a number that a transaction had which was undone
-			<-changed
+			await(t, changed, fmt.Sprintf("%d of %d events came", n, 3*jobs))
 		}
 	}
 	for id, n := range ended {

@@ -55,6 +55,7 @@ func TestNodeLost(t *testing.T) {
 		}
 	}
 	endLease(t, alive, "dead")
+	hung := time.After(hang)
 	for {
 		changed := alive.Changed()
 		held, err := alive.Held(ctx, "dead")
@@ -64,7 +65,11 @@ func TestNodeLost(t *testing.T) {
 		if len(held) == 0 {
 			break
 		}
-		<-changed
+		select {
+		case <-changed:
+		case <-hung:
+			t.Fatalf("the lost node still holds %v", held)
+		}
 	}
 	for id, spent := range map[job.ID]bool{"running": true, "ahead": false} {
 		attempts, err := alive.Attempts(ctx, id)
@@ -106,7 +111,7 @@ func TestLeaseLost(t *testing.T) {
 	}
 	p.listener.Close()
 	p.cutAll()
-	<-lease.Lost()
+	await(t, lease.Lost(), "a lease that cannot be renewed is not lost")
 
 	first, second := openQuiet(t, quiet(url, url)), openQuiet(t, quiet(url, url))
 	before, err := first.Join(t.Context(), "same")
@@ -123,7 +128,7 @@ func TestLeaseLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	<-before.Lost() // to the daemon that joined later
+	await(t, before.Lost(), "the lease is not lost to the daemon that joined later")
 	if c, err := first.Claim(t.Context(), ledger.Slot{Node: "same", Sheep: "a"}); err != nil || c != nil {
 		t.Errorf("Claim = %v, %v", c, err)
 	}
@@ -156,7 +161,7 @@ func TestAlone(t *testing.T) {
 	if _, err := first.Join(ctx, "first"); err != nil { // the same node may
 		t.Fatal(err)
 	}
-	<-lease.Lost()
+	await(t, lease.Lost(), "the lease is not lost to the node's next one")
 	refused()
 	endLease(t, second, "first")
 	lease, err = second.Join(ctx, "second")
@@ -179,7 +184,7 @@ func TestDoorbell(t *testing.T) {
 	if _, err := there.Create(t.Context(), job.Record{ID: "x", Model: red}); err != nil {
 		t.Fatal(err)
 	}
-	<-changed
+	await(t, changed, "the doorbell is not heard")
 	// Without the doorbell, it is polled for.
 	cfg := quiet(url, url)
 	cfg.Poll = 10 * time.Millisecond
@@ -190,7 +195,7 @@ func TestDoorbell(t *testing.T) {
 	if _, err := there.Cancel(t.Context(), "x"); err != nil {
 		t.Fatal(err)
 	}
-	<-changed
+	await(t, changed, "the change is not polled for")
 }
 
 // TestTexts keeps texts that PostgreSQL cannot keep as near as it can.
@@ -401,7 +406,10 @@ func TestNodeLostForSeveral(t *testing.T) {
 	}
 	taken := make(chan error, 1)
 	go func() { taken <- slow.maintenance.takeBack(ctx, "dead") }()
-	for waits := false; !waits; {
+	for waits, end := false, time.Now().Add(hang); !waits; {
+		if time.Now().After(end) {
+			t.Fatal("the slow node does not wait for the other's transaction")
+		}
 		if _, err := dead.queryOne(ctx, `SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE d.datname = current_database() AND NOT l.granted)
 			OR EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`, nil, &waits); err != nil {
 			t.Fatal(err)
@@ -410,11 +418,47 @@ func TestNodeLostForSeveral(t *testing.T) {
 	if err := other.Commit(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-taken; err != nil {
+	if err := await(t, taken, "the claims are not taken back"); err != nil {
 		t.Error(err)
 	}
 	if held, err := slow.Held(ctx, "dead"); err != nil || len(held) > 0 {
 		t.Errorf("it still holds %v, %v", held, err)
+	}
+}
+
+// TestNodeCameBack has a node join again after another has found that its lease had ended: it
+// keeps its claims.
+func TestNodeCameBack(t *testing.T) {
+	url := newDatabase(t)
+	back, other := openQuiet(t, quiet(url, url)), openQuiet(t, quiet(url, url))
+	ctx := t.Context()
+	for node, l := range map[string]*Ledger{"back": back, "other": other} {
+		if _, err := l.Join(ctx, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	endLease(t, other, "back")
+	if err := other.maintenance.pulse.beat(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if found := other.maintenance.lapsed; len(found) != 1 || found[0] != "back" {
+		t.Fatalf("the leases of %v are found to have ended", found)
+	}
+	if _, err := back.Join(ctx, "back"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := back.Create(ctx, job.Record{ID: "job", Model: red}); err != nil {
+		t.Fatal(err)
+	}
+	claim, err := back.Claim(ctx, ledger.Slot{Node: "back", Sheep: "a"})
+	if err != nil || claim == nil {
+		t.Fatalf("Claim = %v, %v", claim, err)
+	}
+	if err := other.maintenance.work(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := back.Finish(ctx, "job", claim.Token, done); err != nil {
+		t.Errorf("the claim of a node that is there: %v", err)
 	}
 }
 
@@ -443,11 +487,7 @@ func TestPulseBesideWork(t *testing.T) {
 	if _, err := l.Create(ctx, job.Record{ID: "late", Model: red, WaitUntil: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-working:
-	case <-time.After(time.Minute):
-		t.Fatal("maintenance does not fail the job")
-	}
+	await(t, working, "maintenance does not fail the job")
 	changed := l.Changed()
 	if _, err := other.Create(ctx, job.Record{ID: "new", Model: red}); err != nil {
 		t.Fatal(err)
@@ -456,7 +496,7 @@ func TestPulseBesideWork(t *testing.T) {
 	case <-changed:
 	case <-lease.Lost():
 		t.Fatal("the lease is lost")
-	case <-time.After(time.Minute):
+	case <-time.After(hang):
 		t.Fatal("the database is not polled while maintenance is busy")
 	}
 }
@@ -560,11 +600,11 @@ func TestPowerLostInATransaction(t *testing.T) {
 		defer close(claiming)
 		_, _ = dead.Claim(t.Context(), ledger.Slot{Node: "dead", Sheep: "a"}) // the power is back when it ends
 	}()
-	<-p.gone
+	await(t, p.gone, "the claim does not come to the statement with the fault")
 	claim, err := alive.Claim(t.Context(), ledger.Slot{Node: "alive", Sheep: "a"})
 	if err != nil || claim == nil {
 		t.Errorf("Claim = %v, %v", claim, err)
 	}
 	p.cutAll()
-	<-claiming
+	await(t, claiming, "the claim does not end")
 }

@@ -286,10 +286,11 @@ func (m *maintenance) release(ctx context.Context, claim *ledger.Claim, why ledg
 	}
 }
 
-// takeBack releases the claims of a node whose lease has ended. Those that were
-// running are spent: what took the node down may have been the job.
+// takeBack releases the claims of a node whose lease has ended, unless it has joined again
+// since that was found. Those that were running are spent: what took the node down may have
+// been the job.
 func (m *maintenance) takeBack(ctx context.Context, node string) error {
-	held, err := m.l.held(ctx, node)
+	held, err := m.l.held(ctx, queryHeldLapsed, node)
 	if err != nil {
 		return err
 	}

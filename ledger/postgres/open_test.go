@@ -145,7 +145,10 @@ func TestMigrateBesideAnExport(t *testing.T) {
 		}
 		opened <- err
 	}()
-	for waits := false; !waits; {
+	for waits, end := false, time.Now().Add(hang); !waits; {
+		if time.Now().After(end) {
+			t.Fatal("the migration does not wait for the export")
+		}
 		if err := watch.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'shepherd.jobs'::regclass AND NOT granted)`).Scan(&waits); err != nil {
 			t.Fatal(err)
 		}
@@ -160,13 +163,13 @@ func TestMigrateBesideAnExport(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(hang):
 		t.Error("other daemons wait for the export, too")
 	}
 	if _, err := export.Exec(t.Context(), `COMMIT`); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-opened; err != nil {
+	if err := await(t, opened, "the migration does not end"); err != nil {
 		t.Error(err)
 	}
 }
@@ -390,7 +393,7 @@ logfile = %[3]s/log
 		}
 		start = next
 		if n += len(events); len(events) == 0 {
-			<-changed
+			await(t, changed, fmt.Sprintf("%d of %d events came", n, 3*jobs))
 		}
 	}
 	group.Wait()

@@ -107,7 +107,7 @@ func TestPlans(t *testing.T) {
 		args pgx.NamedArgs
 	}
 	queries := map[string]query{
-		"get": {queryGet, every}, "load": {queryLoad, every}, "before": {queryBefore, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every},
+		"get": {queryGet, every}, "load": {queryLoad, every}, "before": {queryBefore, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every}, "held lapsed": {queryHeldLapsed, every},
 		"attempts": {queryAttempts, every}, "last attempts": {queryLastAttempts, every}, "count": {queryCount, every}, "waiting": {queryWaiting, every}, "due": {queryDue, every}, "checkpoint": {queryCheckpoint, every},
 		"save": {querySave, every}, "save event": {querySaveEvent, every}, "save attempt": {querySaveAttempt, every}, "save used": {querySaveUsed, every},
 		"bounds": {queryBounds, bounds}, "queued": {queryQueued, every}, "fold used": {queryFoldUsed, bounds}, "create": {queryCreate, fresh}, "create first": {queryCreateFirst, fresh}, "replace": {queryReplace, fresh}, "save and trim": {querySaveAndTrim, every}, "remove": {queryRemove, every},

@@ -84,11 +84,11 @@ func scanAttempt(scan func(...any) error) (job.Attempt, error) {
 
 // Held implements ledger.Ledger; the oldest claim is the one made first.
 func (rs *records) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
-	return read(ctx, rs.database, "list the jobs held by node "+node, func(ctx context.Context) ([]ledger.Claim, error) { return rs.held(ctx, node) })
+	return read(ctx, rs.database, "list the jobs held by node "+node, func(ctx context.Context) ([]ledger.Claim, error) { return rs.held(ctx, queryHeld, node) })
 }
 
-func (rs *records) held(ctx context.Context, node string) (claims []ledger.Claim, err error) {
-	err = rs.query(ctx, queryHeld, pgx.NamedArgs{"node": text(node)}, func(rows pgx.Rows) error {
+func (rs *records) held(ctx context.Context, query, node string) (claims []ledger.Claim, err error) {
+	err = rs.query(ctx, query, pgx.NamedArgs{"node": text(node)}, func(rows pgx.Rows) error {
 		r, err := scanRow(rows, true)
 		if err == nil {
 			claims = append(claims, ledger.Claim{Record: r.Record, Token: r.Token})

@@ -41,6 +41,9 @@ const (
 	queryLoadMany = `SELECT m.now, m.age, ` + columns + ` FROM shepherd.moment m JOIN shepherd.jobs j ON j.id = ANY(@ids::text[])`
 	queryMoment   = `SELECT now, age FROM shepherd.moment`
 	queryHeld     = `SELECT ` + columns + ` FROM shepherd.jobs j WHERE j.node = @node AND j.token > 0 ORDER BY j.token`
+	// Those of a node whose lease has ended, and which has not joined again.
+	queryHeldLapsed = `SELECT ` + columns + ` FROM shepherd.jobs j WHERE j.node = @node AND j.token > 0
+		AND EXISTS (SELECT FROM shepherd.nodes WHERE name = @node AND expires_at < clock_timestamp()) ORDER BY j.token`
 	// The attempt under way is read with those that ended, of one moment.
 	queryAttempts = `SELECT run, number, node, sheep, began, started, ended, cause, reason, spent, gpu_memory, gpu_time, stage, load, execute, collect, log
 			FROM shepherd.attempts WHERE job = @id

@@ -74,6 +74,21 @@ func testMain(m *testing.M) (code int) {
 // longLease keeps tests on a slow machine from losing leases.
 const longLease = time.Hour
 
+// hang is the time limit of what takes far less.
+const hang = 2 * time.Minute
+
+// await waits for a channel. fails says what has not happened where it waits for too long.
+func await[T any](t testing.TB, c <-chan T, fails string) T {
+	t.Helper()
+	select {
+	case got := <-c:
+		return got
+	case <-time.After(hang):
+		t.Fatal(fails)
+		panic("unreachable")
+	}
+}
+
 func TestLedger(t *testing.T) {
 	var mu sync.Mutex
 	harnesses := map[*testing.T][]*harness{}

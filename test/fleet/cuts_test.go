@@ -107,7 +107,7 @@ func (c callers) run(ctx context.Context, id, gate string) error {
 // TestCuts submits jobs to three daemons in networks of their own, while their cables to the
 // database, to the storage and to one another are cut one after the other, in both
 // directions or one. A daemon that exits without the database is started again, as systemd
-// does.
+// does; so is one that a busy machine has renew its lease too late.
 func TestCuts(t *testing.T) {
 	var n links
 	databaseAt, storageAt := newPlace(t, "database"), newPlace(t, "storage")
@@ -157,14 +157,19 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 			}
 		})
 	}
-	more := func() { // in the middle of it
+	more := func(except *machine) { // in the middle of it
 		for mark := ended.Load(); ended.Load() < min(mark+3, int64(jobs)); {
 			time.Sleep(10 * time.Millisecond)
+			for _, m := range machines {
+				if m != except {
+					m.keepUp()
+				}
+			}
 		}
 	}
 	did, ends := map[string]int{}, 0
 	for i := range cuts {
-		more()
+		more(nil)
 		// The kinds in turn, each on any node that has such a cable.
 		const ofNode, kinds = 6, 9
 		at, kind := rand.N(nodes), i%kinds
@@ -179,19 +184,25 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 		case c.ends && i/kinds%2 == 0: // for longer than the lease
 			machines[at].awaitExit()
 			ends++
+		case c.ends:
+			more(machines[at])
 		default:
-			more()
+			more(nil)
 		}
 		c.mend()
+	}
+	worked := make(chan struct{})
+	go func() { working.Wait(); close(worked) }()
+	for over := false; !over; {
 		for _, m := range machines {
-			select {
-			case <-m.exited: // also if a busy machine renewed its lease too late
-				m.start()
-			default:
-			}
+			m.keepUp()
+		}
+		select {
+		case <-worked:
+			over = true
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	working.Wait()
 	checkJobs(t, database.URL("postgres"), jobs, func(id job.ID, last job.Attempt) error {
 		node, _, _ := strings.Cut(last.Node, "-")
 		return clients.persist(t.Context(), "GET", "/jobs/"+string(id)+"/result", "", func(status int, text []byte) bool {

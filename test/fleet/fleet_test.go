@@ -248,12 +248,12 @@ func (f *fleet) any() *shepherd.Shepherd { return f.nodes[rand.N(len(f.nodes))].
 
 // submit submits a job to one node after the other until one accepts it.
 func (f *fleet) submit(id job.ID) {
-	for {
+	for end := time.Now().Add(patience); ; {
 		err := f.any().Submit(f.t.Context(), job.Request{ID: id, Model: job.Model{Name: "m", Version: "1"}, Payload: []byte("x")})
 		if err == nil || errors.Is(err, job.ErrSubmitted) {
 			return
 		}
-		if f.t.Context().Err() != nil || !errdefs.IsUnavailable(err) && !errors.Is(err, job.ErrDraining) {
+		if f.t.Context().Err() != nil || time.Now().After(end) || !errdefs.IsUnavailable(err) && !errors.Is(err, job.ErrDraining) {
 			f.t.Errorf("submit %s: %v", id, err)
 			return
 		}

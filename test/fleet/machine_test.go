@@ -143,6 +143,30 @@ func (m *machine) dial(ctx context.Context, network, address string) (net.Conn, 
 // start starts the daemon and waits until it serves.
 func (m *machine) start() {
 	m.t.Helper()
+	m.launch()
+	serves := regexp.MustCompile(`Shepherd API is available at http://[^\s:]+:(\d+)`)
+	m.eventually("it serves", func() bool {
+		found := serves.FindStringSubmatch(m.log.String())
+		if found != nil {
+			m.api = "http://127.0.0.1:" + found[1]
+		}
+		return found != nil
+	})
+}
+
+// keepUp launches the daemon again if it has ended, as systemd does.
+func (m *machine) keepUp() {
+	m.t.Helper()
+	select {
+	case <-m.exited:
+		m.launch()
+	default:
+	}
+}
+
+// launch starts the daemon.
+func (m *machine) launch() {
+	m.t.Helper()
 	m.log = &logBuffer{}
 	m.cmd = exec.Command(m.bin+"/shepherdd", "-c", m.dir+"/node.yml")
 	m.cmd.Stdout, m.cmd.Stderr = m.log, m.log
@@ -159,14 +183,6 @@ func (m *machine) start() {
 		cmd.Wait()
 		close(exited)
 	}(m.cmd)
-	serves := regexp.MustCompile(`Shepherd API is available at http://[^\s:]+:(\d+)`)
-	m.eventually("it serves", func() bool {
-		found := serves.FindStringSubmatch(m.log.String())
-		if found != nil {
-			m.api = "http://127.0.0.1:" + found[1]
-		}
-		return found != nil
-	})
 }
 
 // eventually waits until a condition holds, and fails if the daemon exits.

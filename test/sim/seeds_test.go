@@ -100,7 +100,7 @@ func TestShard(t *testing.T) {
 }
 
 // seedTime is how long a seed may take in real time. A seed that hangs prints its stacks.
-const seedTime = time.Minute
+const seedTime = 5 * time.Minute
 
 // runSeeds runs seeds in as many processes as there are processors, until one
 // fails. A process has one processor and its goroutines are not preempted, so that

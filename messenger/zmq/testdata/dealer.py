@@ -14,11 +14,11 @@ args = parser.parse_args()
 context = zmq.Context.instance()
 for size in (0, 1, 255, 256, 65536, 4 << 20):
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.RCVTIMEO, 20000)
+    socket.setsockopt(zmq.RCVTIMEO, 120000)
     if args.heartbeat:
         socket.setsockopt(zmq.HEARTBEAT_IVL, args.heartbeat)
         # Long, since a loaded machine may pause us; heartbeats are sent all the same.
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 50 * args.heartbeat)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 600 * args.heartbeat)
     socket.connect("tcp://127.0.0.1:%d" % args.port)
     for i in range(5):
         body = bytes([65 + i]) * size
