@@ -21,8 +21,6 @@ import (
 type reader struct {
 	data []byte
 	pos  int
-	// numbers says that a text may be given as a whole number.
-	numbers bool
 }
 
 // document reads the whole text as one value.
@@ -141,23 +139,6 @@ func (r *reader) text(field string) ([]byte, error) {
 		return nil, err
 	}
 	return r.unquote()
-}
-
-// digits reads the whole number, of any size, that stands for field's text.
-func (r *reader) digits(field string) ([]byte, error) {
-	number, err := r.number()
-	if err != nil {
-		return nil, err
-	}
-	if number == "-0" {
-		number = "0"
-	}
-	for i, c := range []byte(number) {
-		if !digit(c) && (i > 0 || c != '-' || len(number) == 1) {
-			return nil, &job.Invalid{Field: field, Problem: "must be a string, not a number"}
-		}
-	}
-	return []byte(number), nil
 }
 
 // integer reads the whole number of 32 bits that is field's value.

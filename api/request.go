@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -71,10 +72,17 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) 
 	}
 }
 
-// checkCoding refuses a body that is compressed.
+// compressions are the content codings that HTTP knows.
+var compressions = []string{"gzip", "x-gzip", "compress", "x-compress", "deflate", "br", "zstd", "dcb", "dcz"}
+
+// checkCoding refuses a body that is compressed. Other values of the header are ignored: some
+// clients give the character set in it.
 func checkCoding(r *http.Request) error {
-	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		return &job.Invalid{Field: "body", Problem: "has the Content-Encoding " + strconv.Quote(bounded(coding)) + "; send it without one"}
+	all := r.Header.Get("Content-Encoding")
+	for coding := range strings.SplitSeq(all, ",") {
+		if slices.Contains(compressions, strings.ToLower(strings.TrimSpace(coding))) {
+			return &job.Invalid{Field: "body", Problem: "has the Content-Encoding " + strconv.Quote(bounded(all)) + "; send it without one"}
+		}
 	}
 	return nil
 }
@@ -111,12 +119,11 @@ func (l *lease) giveBack() { l.release(int(l.taken)) }
 // decodeStartJob reads the body of a start-job request. It is strict where a
 // lax reader would silently run something other than the client meant: unknown
 // and repeated fields, wrong types, trailing data and text that is not UTF-8
-// are refused with a *job.Invalid that names the field. A whole number stands for
-// its digits where a string is expected, as it did for the original: version 2 is
-// "2". The payload of the request it returns is a part of body.
+// are refused with a *job.Invalid that names the field. The payload of the
+// request it returns is a part of body.
 func decodeStartJob(body []byte) (job.Request, error) {
 	var fields jobFields
-	in := &reader{data: body, numbers: true}
+	in := &reader{data: body}
 	if err := in.document(func() error { return fields.decode(in, func(*reader, string) error { return errNotMine }) }); err != nil {
 		return job.Request{}, err
 	}
@@ -572,10 +579,6 @@ func (t *text) optional(in *reader, field string) (err error) {
 	t.seen = true
 	if in.null() {
 		return nil
-	}
-	if c := in.peek(); in.numbers && (c == '-' || digit(c)) {
-		t.value, err = in.digits(field)
-		return err
 	}
 	t.value, err = in.text(field)
 	return err
