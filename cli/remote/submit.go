@@ -11,13 +11,12 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/config/size"
-	"github.com/iterait/shepherd/job"
 )
 
 // submission is what a user asks of one job.
@@ -35,14 +34,7 @@ type submission struct {
 
 func submit(t *Target) *cobra.Command {
 	var s submission
-	var labels, nodeLabels map[string]string
-	var from, after []string
-	var group string
-	var id, payload, sheep, notBefore, deadline, webhook string
-	var webhookEvents []string
-	var priority int32
-	var retries int
-	durations := map[string]*string{"retry-pause": new(string), "wait-timeout": new(string), "load-timeout": new(string), "run-timeout": new(string), "keep": new(string)}
+	var wanted jobFlags
 	cmd := &cobra.Command{
 		Use:   "submit MODEL [PATH…]",
 		Short: "Run a job: inputs in, wait, results out",
@@ -65,85 +57,15 @@ func submit(t *Target) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			model := job.ParseModel(args[0])
-			s.request.Model.Name, s.request.Model.Version = model.Name, model.Version
 			var err error
 			if s.inputs, err = findInputs(args[1:]); err != nil {
 				return err
 			}
-			f := cmd.Flags()
-			given := func(name string) bool { return f.Changed(name) }
-			r := &s.request
-			if given("payload") {
-				if len(s.inputs.files) > 0 {
-					return usage("--payload is the only input where it is given")
-				}
-				r.Payload = &payload
-			}
-			if given("id") {
-				r.JobId = &id
-			}
-			if given("sheep") {
-				r.SheepId = &sheep
-			}
-			if given("priority") {
-				r.Priority = &priority
-			}
-			if given("retries") {
-				r.Retries = &retries
-			}
-			if len(nodeLabels) > 0 {
-				r.NodeLabels = &nodeLabels
-			}
-			if len(labels) > 0 {
-				r.Labels = &labels
-			}
-			if r.Webhook, err = webhookFlag(webhook, webhookEvents); err != nil {
+			if s.request, err = wanted.request(cmd.Flags(), args[0], len(s.inputs.files)); err != nil {
 				return err
 			}
-			for name, to := range map[string]**client.Duration{
-				"retry-pause": &r.RetryPause, "wait-timeout": &r.WaitTimeout, "load-timeout": &r.LoadTimeout, "run-timeout": &r.RunTimeout, "keep": &r.Keep,
-			} {
-				if given(name) {
-					*to = new(client.Duration(*durations[name]))
-				}
-			}
-			for name, to := range map[string]**time.Time{"not-before": &r.NotBefore, "deadline": &r.Deadline} {
-				if given(name) {
-					if *to, err = timeFlag(name, f.Lookup(name).Value.String()); err != nil {
-						return err
-					}
-				}
-			}
-			if len(after) > 0 {
-				r.After = &after
-			}
-			if given("group") {
-				r.Group = &group
-			}
-			if r.Inputs, err = references(from); err != nil {
+			if err := s.checkFlags(); err != nil {
 				return err
-			}
-			if len(s.inputs.files) == 0 && r.Payload == nil && r.Inputs == nil && r.After == nil && r.JobId == nil {
-				return usage("the job has no inputs: name files or directories, - for standard input, or give --payload, --from, --after, or the --id of a job whose inputs are in storage")
-			}
-			switch s.interrupt {
-			case "ask", "cancel", "leave":
-			default:
-				return usage("--on-interrupt: %q is none of ask, cancel and leave", s.interrupt)
-			}
-			if s.noWait {
-				if s.to == "" {
-					s.to = FormTable
-				}
-				if err := s.form.Set(s.to); err != nil {
-					return usage("-o is the form of the answer with --no-wait: %w", err)
-				}
-			} else if s.to == "" && s.inputs.stdin {
-				s.to = toStdout
-			}
-			if s.repeats = s.key != ""; !s.repeats {
-				s.key = rand.Text()
 			}
 			return t.runTaking(cmd, func(ctx context.Context, session *session) error { return s.run(ctx, session) })
 		},
@@ -158,89 +80,42 @@ func submit(t *Target) *cobra.Command {
 			return found, cobra.ShellCompDirectiveNoFileComp
 		},
 	}
-	f := cmd.Flags()
-	f.StringVarP(&s.to, "out", "o", "", "the directory for the outputs; - is standard output, for one file; with --no-wait the form of the answer: table, name, json or jsonl")
-	f.BoolVar(&s.noWait, "no-wait", false, "do not wait: print the job's id and end")
-	f.BoolVarP(&s.quiet, "quiet", "q", false, "do not show what happens")
-	f.StringVar(&s.interrupt, "on-interrupt", "ask", "what Ctrl-C does to the job: ask, cancel or leave; ask is leave where there is no terminal")
-	f.StringVar(&id, "id", "", "the job's id; the daemon makes one if left out")
-	f.StringVar(&s.key, "idempotency-key", "", "the same for each try of one job, which is then run once")
-	f.StringVar(&payload, "payload", "", "a text that is the only input")
-	f.StringArrayVar(&from, "from", nil, "outputs of another job as inputs: JOB, or JOB:PATH for a file or a directory, such as job-1:outputs/sub/; may be given more than once")
-	f.StringSliceVar(&after, "after", nil, "a job that this one waits for, whose outputs become inputs below JOB/; may be given more than once")
-	f.StringVar(&group, "group", "", "the group that the job belongs to, for ls, cancel and retry with --group")
-	f.StringToStringVar(&nodeLabels, "node-label", nil, "a label that the node must have, `KEY=VALUE`; may be given more than once")
-	f.StringToStringVar(&labels, "label", nil, "a note on the job, `KEY=VALUE`; may be given more than once")
-	for _, name := range []string{"label", "node-label"} {
-		f.Lookup(name).DefValue = "" // not to be shown as []
-	}
-	f.StringVar(&sheep, "sheep", "", "the one sheep that shall run it")
-	f.Int32Var(&priority, "priority", 0, "higher goes first")
-	f.IntVar(&retries, "retries", 0, "how often it is tried again when it fails by its own fault")
-	f.StringVar(durations["retry-pause"], "retry-pause", "", "how long it waits before the first of these tries")
-	f.StringVar(durations["wait-timeout"], "wait-timeout", "", "how long it may wait for a sheep")
-	f.StringVar(durations["load-timeout"], "load-timeout", "", "how long loading the model may take")
-	f.StringVar(durations["run-timeout"], "run-timeout", "", "how long the runner may have it")
-	f.StringVar(durations["keep"], "keep", "", "how long its files are kept after its end (7d)")
-	f.StringVar(&notBefore, "not-before", "", "the earliest time at which it may start (2030-01-01T06:00:00Z), or how long from now (2h)")
-	f.StringVar(&deadline, "deadline", "", "the time at which it fails where it has not ended, or how long from now")
-	f.StringVar(&webhook, "webhook", "", "where to send a signed message when the job has ended (https://example.com/hook)")
-	f.StringSliceVar(&webhookEvents, "webhook-events", nil, "of what to send messages instead: queued, claimed, started, returned, due, cancel, ended")
+	s.add(cmd.Flags())
+	wanted.add(cmd.Flags())
 	complete(cmd, "sheep", sheepNames, t)
 	return cmd
 }
 
-// webhookFlag is where messages about a job are sent; nil for nowhere.
-func webhookFlag(address string, events []string) (*client.Webhook, error) {
-	if address == "" {
-		if len(events) > 0 {
-			return nil, usage("--webhook-events needs --webhook")
-		}
-		return nil, nil
-	}
-	if err := job.CheckWebhookURL(address); err != nil {
-		return nil, usage("--webhook: %w", err)
-	}
-	webhook := &client.Webhook{Url: address}
-	for _, name := range events {
-		if webhook.Events == nil {
-			webhook.Events = new([]client.WebhookEvents)
-		}
-		*webhook.Events = append(*webhook.Events, client.WebhookEvents(name))
-	}
-	return webhook, nil
+// add defines the flags of what is not the job's: its outputs, and what is shown.
+func (s *submission) add(f *pflag.FlagSet) {
+	f.StringVarP(&s.to, "out", "o", "", "the directory for the outputs; - is standard output, for one file; with --no-wait the form of the answer: table, name, json or jsonl")
+	f.BoolVar(&s.noWait, "no-wait", false, "do not wait: print the job's id and end")
+	f.BoolVarP(&s.quiet, "quiet", "q", false, "do not show what happens")
+	f.StringVar(&s.interrupt, "on-interrupt", "ask", "what Ctrl-C does to the job: ask, cancel or leave; ask is leave where there is no terminal")
+	f.StringVar(&s.key, "idempotency-key", "", "the same for each try of one job, which is then run once")
 }
 
-// timeFlag reads a time, or how long from now.
-func timeFlag(name, value string) (*time.Time, error) {
-	if after, err := time.ParseDuration(value); err == nil && after >= 0 {
-		return new(time.Now().Add(after).UTC()), nil
+// checkFlags checks these flags, and fills in what was not given.
+func (s *submission) checkFlags() error {
+	switch s.interrupt {
+	case "ask", "cancel", "leave":
+	default:
+		return usage("--on-interrupt: %q is none of ask, cancel and leave", s.interrupt)
 	}
-	at, err := time.Parse(time.RFC3339, value)
-	if err != nil {
-		return nil, usage("--%s: %q is neither a time such as 2030-01-01T06:00:00Z nor a duration such as 2h", name, value)
-	}
-	return &at, nil
-}
-
-// references are the files of other jobs that flags name.
-func references(from []string) (*[]client.InputReference, error) {
-	if len(from) == 0 {
-		return nil, nil
-	}
-	var list []client.InputReference
-	for _, text := range from {
-		id, file, ok := strings.Cut(text, ":")
-		if id == "" {
-			return nil, usage("--from: %q names no job", text)
+	if s.noWait {
+		if s.to == "" {
+			s.to = FormTable
 		}
-		reference := client.InputReference{Job: id}
-		if ok {
-			reference.Path = &file
+		if err := s.form.Set(s.to); err != nil {
+			return usage("-o is the form of the answer with --no-wait: %w", err)
 		}
-		list = append(list, reference)
+	} else if s.to == "" && s.inputs.stdin {
+		s.to = toStdout
 	}
-	return &list, nil
+	if s.repeats = s.key != ""; !s.repeats {
+		s.key = rand.Text()
+	}
+	return nil
 }
 
 // run submits the job, waits for it and fetches its outputs.
