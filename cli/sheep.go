@@ -61,84 +61,6 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 	}
 	asks.Add(c.PersistentFlags())
 
-	var all bool
-	drain := time.Duration(-1)
-	named := func(verb string, run func(cmd *cobra.Command, query url.Values) error) *cobra.Command {
-		one := &cobra.Command{
-			Use: verb + " [--all] [SHEEP...]", ValidArgsFunction: remote.SheepArgs(asks),
-			RunE: func(cmd *cobra.Command, names []string) error {
-				if all == (len(names) > 0) {
-					return &usageError{errors.New("name the sheep, or say --all")}
-				}
-				return run(cmd, url.Values{"sheep": names})
-			},
-		}
-		one.Flags().BoolVar(&all, "all", false, "all sheep of the machine")
-		return one
-	}
-	stopThem := func(ctx context.Context, query url.Values) error {
-		if drain >= 0 {
-			query.Set("drain_timeout", drain.String())
-		}
-		return post(ctx, asks, "/admin/sheep/stop?"+query.Encode())
-	}
-	startThem := func(ctx context.Context, query url.Values) error {
-		return post(ctx, asks, "/admin/sheep/start?"+query.Encode())
-	}
-	said := func(cmd *cobra.Command, query url.Values, one, every string) {
-		for _, name := range query["sheep"] {
-			fmt.Fprintf(cmd.OutOrStdout(), one+"\n", name)
-		}
-		if all {
-			fmt.Fprintln(cmd.OutOrStdout(), every)
-		}
-	}
-
-	stop := named("stop", func(cmd *cobra.Command, query url.Values) error {
-		err := stopThem(cmd.Context(), query)
-		if all && errors.Is(err, remote.ErrNoDaemon) {
-			err = stopWithoutDaemon(cmd, daemon.Options{
-				ConfigFile: asks.File, StopSheep: true, DrainTimeout: drain, Version: b.Version, Commit: b.Commit,
-			})
-		}
-		if err == nil {
-			said(cmd, query, "Sheep %s is stopped.", "All sheep are stopped.")
-		}
-		return err
-	})
-	stop.Short = "Stop sheep; with --all, so that no runner is left on the machine"
-	stop.Long = "Stops sheep. Running jobs may finish for drain_timeout; those that do not go\n" +
-		"back to the queue. A daemon that is up takes jobs in, and lets those wait that\n" +
-		"no other sheep can run, until `shepherdd sheep start`, or until it is restarted."
-	remote.AddDrainTimeout(stop, &drain)
-
-	start := named("start", func(cmd *cobra.Command, query url.Values) error {
-		err := startThem(cmd.Context(), query)
-		if err == nil {
-			said(cmd, query, "Sheep %s works again.", "The sheep work again.")
-		}
-		return err
-	})
-	start.Short = "Let sheep work again that were stopped"
-
-	restart := named("restart", func(cmd *cobra.Command, query url.Values) error {
-		if !all {
-			return asks.Restart(cmd, query["sheep"], drain)
-		}
-		err := stopThem(cmd.Context(), url.Values{})
-		if err == nil {
-			err = startThem(cmd.Context(), url.Values{})
-		}
-		if err == nil {
-			said(cmd, query, "", "All sheep have ended their runners and work again.")
-		}
-		return err
-	})
-	restart.Short = "End the runners of sheep, which go on with new ones"
-	restart.Long = "Ends the runners of sheep. Running jobs may finish for drain_timeout; those that do\n" +
-		"not go back to the queue, unspent. The next job starts another runner."
-	remote.AddDrainTimeout(restart, &drain)
-
 	remote.SheepListing(c, func(cmd *cobra.Command, p *remote.SheepPrinter) error {
 		asked, err := asks.Open()
 		if errors.Is(err, remote.ErrNoDaemon) {
@@ -150,13 +72,113 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 		defer asked.CloseIdle()
 		return remote.Hint(p.List(cmd.Context(), asked, cmd.OutOrStdout()))
 	})
-	c.AddCommand(stop, start)
+	orders := sheepOrders{target: asks, drain: -1}
+	restart := orders.restart()
+	c.AddCommand(orders.stop(b), orders.start())
 	for _, order := range remote.SheepOrders(asks) {
 		if order.Name() == restart.Name() { // which also knows --all here
 			order = restart
 		}
 		c.AddCommand(order)
 	}
+	return c
+}
+
+// sheepOrders are the commands for the sheep of this machine: those that are named, or all.
+type sheepOrders struct {
+	target *remote.Target
+	all    bool
+	drain  time.Duration // negative where no flag says it
+}
+
+// command returns one that calls run with the query that names the sheep.
+func (o *sheepOrders) command(verb string, run func(cmd *cobra.Command, query url.Values) error) *cobra.Command {
+	c := &cobra.Command{
+		Use: verb + " [--all] [SHEEP...]", ValidArgsFunction: remote.SheepArgs(o.target),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if o.all == (len(names) > 0) {
+				return &usageError{errors.New("name the sheep, or say --all")}
+			}
+			return run(cmd, url.Values{"sheep": names})
+		},
+	}
+	c.Flags().BoolVar(&o.all, "all", false, "all sheep of the machine")
+	return c
+}
+
+// postStop has the daemon stop the sheep of the query, and postStart has it start them.
+func (o *sheepOrders) postStop(ctx context.Context, query url.Values) error {
+	if o.drain >= 0 {
+		query.Set("drain_timeout", o.drain.String())
+	}
+	return post(ctx, o.target, "/admin/sheep/stop?"+query.Encode())
+}
+
+func (o *sheepOrders) postStart(ctx context.Context, query url.Values) error {
+	return post(ctx, o.target, "/admin/sheep/start?"+query.Encode())
+}
+
+// report prints one for each sheep of the query, or every where all sheep are meant.
+func (o *sheepOrders) report(cmd *cobra.Command, query url.Values, one, every string) {
+	for _, name := range query["sheep"] {
+		fmt.Fprintf(cmd.OutOrStdout(), one+"\n", name)
+	}
+	if o.all {
+		fmt.Fprintln(cmd.OutOrStdout(), every)
+	}
+}
+
+func (o *sheepOrders) stop(b Build) *cobra.Command {
+	c := o.command("stop", func(cmd *cobra.Command, query url.Values) error {
+		err := o.postStop(cmd.Context(), query)
+		if o.all && errors.Is(err, remote.ErrNoDaemon) {
+			err = stopWithoutDaemon(cmd, daemon.Options{
+				ConfigFile: o.target.File, StopSheep: true, DrainTimeout: o.drain, Version: b.Version, Commit: b.Commit,
+			})
+		}
+		if err == nil {
+			o.report(cmd, query, "Sheep %s is stopped.", "All sheep are stopped.")
+		}
+		return err
+	})
+	c.Short = "Stop sheep; with --all, so that no runner is left on the machine"
+	c.Long = "Stops sheep. Running jobs may finish for drain_timeout; those that do not go\n" +
+		"back to the queue. A daemon that is up takes jobs in, and lets those wait that\n" +
+		"no other sheep can run, until `shepherdd sheep start`, or until it is restarted."
+	remote.AddDrainTimeout(c, &o.drain)
+	return c
+}
+
+func (o *sheepOrders) start() *cobra.Command {
+	c := o.command("start", func(cmd *cobra.Command, query url.Values) error {
+		err := o.postStart(cmd.Context(), query)
+		if err == nil {
+			o.report(cmd, query, "Sheep %s works again.", "The sheep work again.")
+		}
+		return err
+	})
+	c.Short = "Let sheep work again that were stopped"
+	return c
+}
+
+func (o *sheepOrders) restart() *cobra.Command {
+	c := o.command("restart", func(cmd *cobra.Command, query url.Values) error {
+		if !o.all {
+			return o.target.Restart(cmd, query["sheep"], o.drain)
+		}
+		err := o.postStop(cmd.Context(), url.Values{})
+		if err == nil {
+			err = o.postStart(cmd.Context(), url.Values{})
+		}
+		if err == nil {
+			o.report(cmd, query, "", "All sheep have ended their runners and work again.")
+		}
+		return err
+	})
+	c.Short = "End the runners of sheep, which go on with new ones"
+	c.Long = "Ends the runners of sheep. Running jobs may finish for drain_timeout; those that do\n" +
+		"not go back to the queue, unspent. The next job starts another runner."
+	remote.AddDrainTimeout(c, &o.drain)
 	return c
 }
 
