@@ -21,6 +21,14 @@ const input = "inputs/input"
 const manyFiles = 1050
 
 func (s *suite) testPlaces(t *testing.T) {
+	s.testInit(t)
+	s.testReserve(t)
+	s.testRemove(t)
+	s.testStatuses(t)
+}
+
+// testInit makes places, and refuses those that are taken.
+func (s *suite) testInit(t *testing.T) {
 	t.Run("Init", func(t *testing.T) {
 		for name, payload := range map[string]string{"Empty": "", "Small": "payload", "Large": strings.Repeat("0123456789abcdef", 200_000)} {
 			t.Run(name, func(t *testing.T) {
@@ -70,6 +78,40 @@ func (s *suite) testPlaces(t *testing.T) {
 		}
 	})
 
+	t.Run("InitCutShort", func(t *testing.T) {
+		id := s.fresh(t, map[string]string{input: "payload"})
+		noError(t, s.store.Init(t.Context(), id, []byte("payload")))
+		sameFiles(t, "place", s.stored(t, id), map[string]string{input: "payload"})
+	})
+
+	t.Run("InitRace", func(t *testing.T) {
+		for range 4 {
+			s.race(t)
+		}
+	})
+
+	t.Run("CheckID", func(t *testing.T) {
+		for _, id := range []job.ID{"abc", "job-1", "a.b.c", "1234", job.ID(strings.Repeat("a", 63))} {
+			if err := s.store.CheckID(id); err != nil {
+				t.Errorf("%q: %v", id, err)
+			}
+		}
+		bad := []job.ID{"", "a/b", "a..b", "../x", "a b", "ä", "-abc", "a\x00b", job.ID(strings.Repeat("a", 129))}
+		if s.Bucket == "" {
+			bad = append(bad, "ab", "Abc", "a_b", "abc-", "abc.", ".abc", "a.-b", "a-.b", "192.168.0.1", job.ID(strings.Repeat("a", 64)))
+		}
+		for _, id := range bad {
+			err := s.store.CheckID(id)
+			class(t, fmt.Sprintf("CheckID(%q)", id), err, errdefs.IsInvalidArgument)
+			class(t, fmt.Sprintf("Init(%q)", id), s.store.Init(t.Context(), id, nil), errdefs.IsInvalidArgument)
+			_, err = s.store.Open(t.Context(), id, input, nil)
+			class(t, fmt.Sprintf("Open(%q)", id), err, errdefs.IsInvalidArgument)
+		}
+	})
+}
+
+// testReserve makes places whose inputs come later.
+func (s *suite) testReserve(t *testing.T) {
 	t.Run("Reserve", func(t *testing.T) {
 		status := job.Status{State: job.Queued, Accepted: true, Model: job.Model{Name: "m"}, Failure: &job.Failure{Message: "not whole"}, EnqueuedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)}
 		id := s.id()
@@ -93,19 +135,10 @@ func (s *suite) testPlaces(t *testing.T) {
 		sameFiles(t, "the taken place", s.stored(t, taken), map[string]string{input: "payload"})
 		class(t, "Reserve of no id", s.store.Reserve(t.Context(), "../x", status), errdefs.IsInvalidArgument)
 	})
+}
 
-	t.Run("InitCutShort", func(t *testing.T) {
-		id := s.fresh(t, map[string]string{input: "payload"})
-		noError(t, s.store.Init(t.Context(), id, []byte("payload")))
-		sameFiles(t, "place", s.stored(t, id), map[string]string{input: "payload"})
-	})
-
-	t.Run("InitRace", func(t *testing.T) {
-		for range 4 {
-			s.race(t)
-		}
-	})
-
+// testRemove removes places, of which those that are left half-way are still their jobs'.
+func (s *suite) testRemove(t *testing.T) {
 	t.Run("Remove", func(t *testing.T) {
 		other := s.fresh(t, map[string]string{input: "stays"})
 		id := job.ID(string(other) + "-more") // a prefix of one is not the other
@@ -153,26 +186,10 @@ func (s *suite) testPlaces(t *testing.T) {
 			t.Errorf("the place is there after Remove: %v", err)
 		}
 	})
+}
 
-	t.Run("CheckID", func(t *testing.T) {
-		for _, id := range []job.ID{"abc", "job-1", "a.b.c", "1234", job.ID(strings.Repeat("a", 63))} {
-			if err := s.store.CheckID(id); err != nil {
-				t.Errorf("%q: %v", id, err)
-			}
-		}
-		bad := []job.ID{"", "a/b", "a..b", "../x", "a b", "ä", "-abc", "a\x00b", job.ID(strings.Repeat("a", 129))}
-		if s.Bucket == "" {
-			bad = append(bad, "ab", "Abc", "a_b", "abc-", "abc.", ".abc", "a.-b", "a-.b", "192.168.0.1", job.ID(strings.Repeat("a", 64)))
-		}
-		for _, id := range bad {
-			err := s.store.CheckID(id)
-			class(t, fmt.Sprintf("CheckID(%q)", id), err, errdefs.IsInvalidArgument)
-			class(t, fmt.Sprintf("Init(%q)", id), s.store.Init(t.Context(), id, nil), errdefs.IsInvalidArgument)
-			_, err = s.store.Open(t.Context(), id, input, nil)
-			class(t, fmt.Sprintf("Open(%q)", id), err, errdefs.IsInvalidArgument)
-		}
-	})
-
+// testStatuses stores the states of jobs.
+func (s *suite) testStatuses(t *testing.T) {
 	t.Run("Status", func(t *testing.T) {
 		id := s.fresh(t, map[string]string{input: "x"})
 		_, err := s.store.Status(t.Context(), id)
