@@ -118,9 +118,9 @@ func (l *Ledger) canPrepare(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	return process == conn.PgConn().PID(), err
 }
 
-// openPools opens the connections of the calls, and that of the pulse. To plan a statement takes the server longer
-// than to run it, so what is sent often is prepared on each connection; through a pooler,
-// the next statement may be another connection's.
+// openPools opens the connections of the calls, and that of the pulse. The server takes longer
+// to plan a statement than to run it, so what is sent often is prepared on each connection;
+// through a pooler, the next statement may use another connection.
 func (l *Ledger) openPools(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	pooled.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error { return l.setPassword(cfg) }
 	if l.prepares {

@@ -212,7 +212,7 @@ func (o *output) started() {
 	}
 }
 
-// How long last waits for a pipe that a process outside the runner keeps open.
+// The limits of output.last for a pipe that a process outside the runner keeps open.
 const (
 	quiet  = time.Second      // after the last output, with nothing left to read
 	stuck  = 10 * time.Second // for output to be read, without progress
