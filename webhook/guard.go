@@ -28,12 +28,17 @@ func (e *RefusedAddress) Error() string {
 // guard decides to which addresses connections may be made.
 type guard struct {
 	allow   []netip.Prefix
-	special *ssrf.Guardian // has the IANA registries of special networks
+	special *ssrf.Guardian // has the IANA registries of special networks, and hostAgent
 	own     func() ([]net.Addr, error)
 }
 
+// hostAgent is the public address at which virtual machines of Azure reach their host's agent,
+// which hands out their credentials. Other clouds use addresses of the registries.
+const hostAgent = "168.63.129.16/32"
+
 func newGuard(allow []netip.Prefix) *guard {
-	return &guard{allow: allow, special: ssrf.New(ssrf.WithAnyPort()), own: net.InterfaceAddrs}
+	special := ssrf.New(ssrf.WithAnyPort(), ssrf.WithDeniedV4Prefixes(netip.MustParsePrefix(hostAgent)))
+	return &guard{allow: allow, special: special, own: net.InterfaceAddrs}
 }
 
 // control is called after the name is resolved and before the connection is made.

@@ -34,7 +34,7 @@ func TestGuard(t *testing.T) {
 		"8.8.4.4": true, "8.8.8.9": true, "2a00:1450::2": true,
 		"8.8.8.8": false, "::ffff:8.8.8.8": false, "2a00:1450::1": false, // this machine's
 		"127.0.0.1": false, "127.1.2.3": false, "::1": false, "0.0.0.0": false, "::": false, "::ffff:127.0.0.1": false, "::127.0.0.1": false,
-		"10.0.0.1": false, "172.16.0.1": false, "192.168.1.1": false, "169.254.169.254": false, "100.64.0.1": false, "::ffff:10.0.0.1": false,
+		"10.0.0.1": false, "172.16.0.1": false, "192.168.1.1": false, "169.254.169.254": false, "168.63.129.16": false, "::ffff:168.63.129.16": false, "168.63.129.17": true, "100.64.0.1": false, "::ffff:10.0.0.1": false,
 		"fe80::1": false, "fe80::1%eth0": false, "fc00::1": false, "224.0.0.1": false, "255.255.255.255": false, "ff02::1": false, "64:ff9b::7f00:1": false, "2002:7f00:1::": false,
 		"10.1.2.3": true, "::ffff:10.1.2.3": true, "10.2.0.1": false, "fd00::5": true, "fd00:0:0:1::5": false, "198.51.100.7": true, "198.51.100.8": false,
 	} {

@@ -65,6 +65,8 @@ func TestDamagedFiles(t *testing.T) {
 		damage(input, "inputs/input")
 		if _, err := stage(input); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "inputs/input") || !strings.Contains(err.Error(), "upload the object again, or restore the file from a backup") {
 			t.Errorf("a damaged input: %v", err)
+		} else if strings.Contains(err.Error(), s.dir) { // the error becomes the job's reason, which its client reads
+			t.Errorf("the error names a path of the server: %v", err)
 		}
 		if err := store.Init(t.Context(), input, []byte("payload")); !errdefs.IsAlreadyExists(err) {
 			t.Errorf("a place with a damaged input is made again: %v", err)

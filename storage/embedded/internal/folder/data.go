@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/durable"
@@ -64,6 +65,7 @@ func (s *Store) openObject(path, key string) (*Object, error) {
 	for {
 		f, info, err := openFile(path, key)
 		if err != nil {
+			s.logDamage(path, key, err)
 			return nil, err
 		}
 		o := &Object{Info: info, file: f, store: s}
@@ -78,7 +80,8 @@ func (s *Store) openObject(path, key string) (*Object, error) {
 		o.Close()
 		again, err2 := statFile(path, key)
 		if err2 == nil && again != nil && again.Data == info.Data {
-			return nil, fmt.Errorf("open object %q: its data in parts/%s is missing: %w", key, info.Data, err)
+			s.logDamage(filepath.Join(s.partsDir(), info.Data), key, err)
+			return nil, fmt.Errorf("open object %q: %w", key, err)
 		}
 		// It was replaced or deleted while it was opened.
 	}
@@ -94,9 +97,17 @@ func (s *Store) dataDir(info *Info) (string, error) {
 		}
 	}
 	if errors.Is(err, os.ErrNotExist) {
-		err = fmt.Errorf("%w: %w", err, lost("damaged"))
+		err = lost("damaged: its data is missing")
 	}
 	return "", err
+}
+
+// logDamage logs which file is damaged. The error itself is also read by clients, and names
+// the object only.
+func (s *Store) logDamage(path, key string, err error) {
+	if errdefs.IsDataLoss(err) {
+		s.log.Error("an object is damaged", "key", key, "file", path, "error", err)
+	}
 }
 
 // Close ends reading.
@@ -150,7 +161,8 @@ func (o *Object) open(e extent) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read object %q: %w", o.Key, err)
 	}
-	f, info, err := openFile(filepath.Join(dir, partFile(e.number)), o.Key)
+	path := filepath.Join(dir, partFile(e.number))
+	f, info, err := openFile(path, o.Key)
 	if err == nil && info.Size != e.offset+e.size {
 		f.Close()
 		err = errFooter
@@ -159,7 +171,8 @@ func (o *Object) open(e extent) (*os.File, error) {
 		err = lost("the file is missing")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read part %d of object %q in %s: %w", e.number, o.Key, dir, err)
+		o.store.logDamage(path, o.Key, err)
+		return nil, fmt.Errorf("read part %d of object %q: %w", e.number, o.Key, err)
 	}
 	if o.current != nil {
 		o.current.Close()

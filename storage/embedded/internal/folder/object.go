@@ -135,7 +135,7 @@ func openFile(path, key string) (*os.File, *Info, error) {
 	info, err := readInfo(f)
 	if err != nil {
 		f.Close()
-		return nil, nil, fmt.Errorf("open object %q (%s): %w", key, path, err)
+		return nil, nil, fmt.Errorf("open object %q: %w", key, err)
 	}
 	return f, info, nil
 }
