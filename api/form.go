@@ -109,27 +109,36 @@ func (f *form) next() (name string, content io.Reader, err error) {
 		if err != nil {
 			return "", nil, f.failure(err)
 		}
+		_, params, err := mime.ParseMediaType(part.Header.Get("Content-Disposition"))
+		if err != nil {
+			return "", nil, &job.Invalid{Field: "body", Problem: "a part of the form has no valid Content-Disposition"}
+		}
+		content := bufio.NewReader(part)
+		// A browser sends a file input in which no file was chosen as an empty file whose
+		// filename is empty.
+		if filename, isFile := params["filename"]; isFile && filename == "" {
+			if _, err := content.Peek(1); errors.Is(err, io.EOF) {
+				continue
+			}
+		}
 		if part.FormName() == archivePart {
-			if f.archive, err = f.openArchive(part); err != nil {
+			if f.archive, err = f.openArchive(content); err != nil {
 				return "", nil, f.failure(err)
 			}
 			continue
 		}
-		name, err = partName(part)
+		name, err = partName(params)
 		if err != nil {
 			return "", nil, err
 		}
-		return name, &formReader{f, f.unpacked.of(part)}, nil
+		return name, &formReader{f, f.unpacked.of(content)}, nil
 	}
 }
 
 // partName is the name of a part's file: its filename, with directories, which
-// multipart.Part leaves out, or its own name.
-func partName(part *multipart.Part) (string, error) {
-	_, params, err := mime.ParseMediaType(part.Header.Get("Content-Disposition"))
-	if err != nil {
-		return "", &job.Invalid{Field: "body", Problem: "a part of the form has no valid Content-Disposition"}
-	}
+// multipart.Part leaves out, or its own name. It takes the parameters of the part's
+// Content-Disposition.
+func partName(params map[string]string) (string, error) {
 	if name := params["filename"]; name != "" {
 		return strings.TrimPrefix(name, "./"), nil
 	}
@@ -145,8 +154,7 @@ func partName(part *multipart.Part) (string, error) {
 
 // openArchive reads a tar file, gzipped or not. The size of the files in it does not bound
 // what is to be read: it may have any number of headers without a file.
-func (f *form) openArchive(from io.Reader) (*tar.Reader, error) {
-	buffered := bufio.NewReader(from)
+func (f *form) openArchive(buffered *bufio.Reader) (*tar.Reader, error) {
 	begin, err := buffered.Peek(2)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err

@@ -264,12 +264,15 @@ func TestCreateJobWithFiles(t *testing.T) {
 		file(w, "file", "a.txt", "A")
 		file(w, "file", "dir/sub/b.txt", large)
 		file(w, "file", "./c", "")
+		file(w, "file", "", "") // no file was chosen, as a browser sends it
+		file(w, "archive", "", "")
+		file(w, "unnamed", "", "U")
 		field(w, "input", "0 0 5")
 		file(w, "archive", "x.tgz", tarOf(t, true, "./", "", "./packed/", "", "./packed/d", "D", "e", "E"))
 		file(w, "archive", "x.tar", tarOf(t, false, "f", "F"))
 	})
 	j := created(t, h.do("POST", "/jobs", body, "Content-Type", kind), 201)
-	want := map[string]string{"a.txt": "A", "dir/sub/b.txt": large, "c": "", "input": "0 0 5", "packed/d": "D", "e": "E", "f": "F"}
+	want := map[string]string{"a.txt": "A", "dir/sub/b.txt": large, "c": "", "unnamed": "U", "input": "0 0 5", "packed/d": "D", "e": "E", "f": "F"}
 	if got := h.service.files[job.ID(j.JobId)]; !maps.Equal(got, want) {
 		t.Errorf("the files are %.300v", got)
 	}
