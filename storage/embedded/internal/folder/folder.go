@@ -81,6 +81,8 @@ type Store struct {
 	seed  maphash.Seed
 	index *index
 	data  dataReaders
+	// names makes the names of buckets durable.
+	names *durable.SharedSync
 	// unsynced are the objects that PutLater stored.
 	unsynced unsynced
 	// tmp is this process's directory in tmp/, and drafts counts the names given out
@@ -110,6 +112,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 		return nil, fmt.Errorf("open storage directory %s: %w", dir, err)
 	}
 	s := &Store{dir: abs, log: log, seed: maphash.MakeSeed(), linkAtLeast: linkAtLeast}
+	s.names = durable.NewSharedSync(func() error { return durable.SyncDirs(s.bucketsDir()) })
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open storage directory %s: %w", dir, err)
 	}
@@ -365,7 +368,7 @@ func (s *Store) CreateBucket(name string) error {
 		}
 		return fmt.Errorf("create bucket %s: %w", name, err)
 	}
-	if err := durable.SyncDirs(s.bucketsDir()); err != nil {
+	if err := s.names.Sync(); err != nil {
 		return fmt.Errorf("create bucket %s: %w", name, err)
 	}
 	return nil

@@ -85,7 +85,7 @@ func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64,
 	}
 	if err == nil {
 		placed = true
-		err = durable.SyncDirs(s.bucketsDir())
+		err = s.names.Sync()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
