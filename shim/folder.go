@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -138,8 +139,23 @@ func (f *Folder) Listen() (*net.UnixListener, error) {
 // dial connects to the directory's socket.
 func (f *Folder) dial(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
-	return d.DialContext(ctx, "unix", filepath.Join(f.Path(), socketFile))
+	conn, err := d.DialContext(ctx, "unix", filepath.Join(f.Path(), socketFile))
+	if err != nil {
+		return nil, err
+	}
+	return &bufferedConn{Conn: conn, from: bufio.NewReaderSize(conn, readBuffer)}, nil
 }
+
+// bufferedConn is a connection from which a message of the usual size is read by one system
+// call.
+type bufferedConn struct {
+	net.Conn
+	from *bufio.Reader
+}
+
+const readBuffer = 1 << 10
+
+func (c *bufferedConn) Read(p []byte) (int, error) { return c.from.Read(p) }
 
 // Remove removes a life's directory. While its shim is alive the error is of class
 // errdefs.ErrFailedPrecondition. A shim that is just starting finds no spec and ends. It

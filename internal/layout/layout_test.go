@@ -67,7 +67,7 @@ var allowed = map[string][]string{
 	"gpu/keeper":              {"gpu", "job", "internal/errtext", "internal/proc", "internal/cgroup"},
 	"runtime/fake":            {"job", "messenger", "runtime", "gpu"},
 	"runtime/runtimetest":     {"job", "messenger", "messenger/zmq", "runtime", "internal/testenv"},
-	"shim":                    {"job", "messenger", "internal/bounded", "internal/logtext", "internal/logspan", "internal/proc", "internal/cgroup"},
+	"shim":                    {"job", "messenger", "internal/bounded", "internal/durable", "internal/logtext", "internal/logspan", "internal/proc", "internal/cgroup"},
 	"runner":                  {"job", "messenger", "messenger/zmq"},
 	"internal":                {"job"},
 	"internal/doctor":         {"image", "gpu", "config/size", "internal/errtext", "internal/mounts"},

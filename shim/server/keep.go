@@ -32,9 +32,10 @@ func (s *outcome) changed() {
 	}
 }
 
-// keepInterval is the shortest time between two writes. A job of a few milliseconds
-// changes the outcome three times, and only its last state is written.
-const keepInterval = 20 * time.Millisecond
+// keepInterval is the shortest time between two writes. Short jobs change the outcome three
+// times each, and only the last state is written. A daemon that is connected knows all that
+// is not written yet; when its connection ends, the outcome is written at once.
+const keepInterval = 200 * time.Millisecond
 
 // keep writes the outcome when it has changed, until the shim ends.
 func (s *outcome) keep(quit <-chan struct{}) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"net"
@@ -164,6 +165,9 @@ func trusted(conn *net.UnixConn) bool {
 	return cred.Uid == 0 || int(cred.Uid) == os.Geteuid()
 }
 
+// readBuffer is for messages of the usual size, each of which takes one system call then.
+const readBuffer = 1 << 10
+
 // serve serves one connection until it ends or a newer one supersedes it.
 func (s *acceptor) serve(conn *net.UnixConn, turn int) {
 	c := &session{
@@ -181,7 +185,8 @@ func (s *acceptor) serve(conn *net.UnixConn, turn int) {
 		}
 	})
 	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-	first, err := shim.ReadMessage(conn)
+	from := bufio.NewReaderSize(conn, readBuffer)
+	first, err := shim.ReadMessage(from)
 	if err != nil || first.Kind != shim.KindHello || first.Hello == nil {
 		s.limited.warn("a connection did not begin with hello", "error", err)
 		return
@@ -197,7 +202,7 @@ func (s *acceptor) serve(conn *net.UnixConn, turn int) {
 		s.log.Warn("a daemon of another version has connected; it can only stop the runner", "version", theirs)
 	}
 	for {
-		m, err := shim.ReadMessage(conn)
+		m, err := shim.ReadMessage(from)
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 				s.limited.warn("the daemon's connection ended", "error", err)
@@ -207,6 +212,7 @@ func (s *acceptor) serve(conn *net.UnixConn, turn int) {
 		s.request(c, m, theirs)
 	}
 	s.leave(c)
+	s.outcome.keepLast()
 	select {
 	case <-s.quit:
 		c.drain() // for example, the reply to release
