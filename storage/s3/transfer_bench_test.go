@@ -3,6 +3,7 @@ package s3_test
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -17,11 +18,12 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/s3"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 // BenchmarkTransfers stages and collects the files of a job on an S3 server, in turn
 // with `rclone copy` and `s5cmd cp` of the same files between the same server and the
-// same disk, each with the better of two settings. There are BENCH_FILES files of 4 KiB
+// same disk, each with the better of two settings, and compares the least times. There are BENCH_FILES files of 4 KiB
 // (2,000), and BENCH_LARGE files of BENCH_LARGE_MIB MiB (3 of 64): 100000, 10 and 1024 are
 // 10 GiB of large and 400 MiB of small files. That a Store adds at most 64 MiB of memory is a
 // promise.
@@ -45,70 +47,85 @@ func transfers(b *testing.B, server *testenv.MinIO, store storage.Store, files i
 	for i := range files {
 		writeRandom(b, filepath.Join(from, job.OutputDir, strconv.Itoa(i/1000), fmt.Sprintf("%06d", i)), size)
 	}
-	id := job.ID("transfers-" + strings.ToLower(filepath.Base(b.Name())))
-	fatalB(b, store.Init(b.Context(), id, nil))
-	defer func() { fatalB(b, store.Remove(b.Context(), id)) }()
-
+	places := 0
+	place := func() job.ID {
+		b.Helper()
+		places++
+		id := job.ID(fmt.Sprintf("transfers-%s-%d", strings.ToLower(filepath.Base(b.Name())), places))
+		fatalB(b, store.Init(b.Context(), id, nil))
+		return id
+	}
 	commands := copiers(b, server)
+	source := place()
+	fatalB(b, commands["s5cmd-64"](filepath.Join(from, job.OutputDir)+"/", fmt.Sprintf("s3://%s/inputs/", source)))
+
+	collect := map[string]func(to job.ID) error{"store": func(to job.ID) error {
+		_, err := store.Collect(b.Context(), to, openRoot(b, from), true)
+		return err
+	}}
+	stage := map[string]func(to string) error{"store": func(to string) error {
+		_, err := store.Stage(b.Context(), source, openRoot(b, to), storage.Options{})
+		return err
+	}}
+	for name, run := range commands {
+		collect[name] = func(to job.ID) error {
+			return run(filepath.Join(from, job.OutputDir)+"/", fmt.Sprintf("s3://%s/outputs/", to))
+		}
+		stage[name] = func(to string) error {
+			return run(fmt.Sprintf("s3://%s/inputs/", source), filepath.Join(to, job.InputDir)+"/")
+		}
+	}
+	names := slices.Sorted(maps.Keys(collect))
 	took := map[string]map[string][]time.Duration{"collect": {}, "stage": {}}
 	var grown int64
 	measure := func(direction, name string, run func() error) {
 		b.Helper()
-		began := time.Now()
-		fatalB(b, run())
-		took[direction][name] = append(took[direction][name], time.Since(began))
-	}
-	count := func(dir string) {
-		b.Helper()
-		found := 0
-		fatalB(b, filepath.WalkDir(dir, func(_ string, e os.DirEntry, err error) error {
-			if err == nil && e.Type().IsRegular() && e.Name() != job.DefaultInput {
-				found++
-			}
-			return err
-		}))
-		if found != files {
-			b.Fatalf("%d files of %d in %s", found, files, dir)
+		timed := func() {
+			began := time.Now()
+			fatalB(b, run())
+			took[direction][name] = append(took[direction][name], time.Since(began))
 		}
+		if name != "store" {
+			timed()
+			return
+		}
+		grown = max(grown, growth(b, timed))
 	}
+	// In each round another one is the first: what the others have removed or left to the
+	// server's disk costs the first one the most. The round before warms up.
 	round := 0
-	for b.Loop() {
-		// The way up, each time into an empty directory of the job.
-		grown = max(grown, growth(b, func() {
-			measure("collect", "store", func() error {
-				_, err := store.Collect(b.Context(), id, openRoot(b, from), true)
-				return err
-			})
-		}))
-		for name, run := range commands {
-			measure("collect", name, func() error {
-				return run(filepath.Join(from, job.OutputDir)+"/", fmt.Sprintf("s3://%s/inputs/%s-%d/", id, name, round))
-			})
+	turns := func() {
+		var made []job.ID
+		for i := range names {
+			name, id := names[(i+round)%len(names)], place()
+			made = append(made, id)
+			measure("collect", name, func() error { return collect[name](id) })
+			if found, err := storagetest.All(store.List(b.Context(), id, job.OutputDir+"/")); err != nil || len(found) != files {
+				b.Fatalf("%s: %d files of %d are stored, %v", name, len(found), files, err)
+			}
 		}
-		// The way down, each time the files that the first command has put there.
-		for name, run := range commands {
-			to := filepath.Join(b.TempDir(), name)
-			measure("stage", name, func() error {
-				return run(fmt.Sprintf("s3://%s/outputs/", id), to+"/")
-			})
-			count(to)
-			fatalB(b, os.RemoveAll(to))
+		var dirs []string
+		for i := range names {
+			name, dir := names[(i+round)%len(names)], b.TempDir()
+			dirs = append(dirs, dir)
+			measure("stage", name, func() error { return stage[name](dir) })
+			if found := countFiles(b, dir); found != files+1 { // with the empty input
+				b.Fatalf("%s: %d files of %d in %s", name, found, files+1, dir)
+			}
 		}
-		to := b.TempDir()
-		staged := job.ID(fmt.Sprintf("%s-staged-%d", id, round))
-		fatalB(b, store.Init(b.Context(), staged, nil))
-		fatalB(b, commands["s5cmd-64"](fmt.Sprintf("s3://%s/outputs/*", id), fmt.Sprintf("s3://%s/inputs/", staged)))
-		grown = max(grown, growth(b, func() {
-			measure("stage", "store", func() error {
-				_, err := store.Stage(b.Context(), staged, openRoot(b, to), storage.Options{})
-				return err
-			})
-		}))
-		count(filepath.Join(to, job.InputDir))
-		fatalB(b, os.RemoveAll(to))
-		fatalB(b, store.Remove(b.Context(), staged))
+		for i := range names {
+			fatalB(b, os.RemoveAll(dirs[i]))
+			fatalB(b, store.Remove(b.Context(), made[i]))
+		}
 		round++
 	}
+	turns()
+	clear(took["collect"])
+	clear(took["stage"])
+	for b.Loop() {
+		turns()
+	}
+	fatalB(b, store.Remove(b.Context(), source))
 	for direction, of := range took {
 		best := map[string]time.Duration{}
 		for name, times := range of {
@@ -159,6 +176,19 @@ func copiers(b *testing.B, server *testenv.MinIO) map[string]func(from, to strin
 		}
 	}
 	return all
+}
+
+// countFiles counts the regular files below dir.
+func countFiles(b *testing.B, dir string) int {
+	b.Helper()
+	found := 0
+	fatalB(b, filepath.WalkDir(dir, func(_ string, e os.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			found++
+		}
+		return err
+	}))
+	return found
 }
 
 func orMax(d time.Duration) time.Duration {
