@@ -14,7 +14,8 @@ import (
 
 // BenchmarkSubmit submits jobs, whose inputs are in storage, to a busy sheep by 64
 // clients, in turns with a loop that only makes a row with the request durable in SQLite,
-// for 64 callers that share commits.
+// for 64 callers that share commits, and with the same requests to a handler of net/http that
+// does nothing: the more of those two a submission takes together, the less is its own.
 func BenchmarkSubmit(b *testing.B) {
 	null, _ := startNull(b)
 	w := newWorld(b, null, "access-key", "secret-key")
@@ -22,12 +23,14 @@ func BenchmarkSubmit(b *testing.B) {
 	must(b, w.submitTo("busy", "hold:v1", "sheep"))
 	group := newGroupCommit(b)
 	const clients, rounds, jobs = 64, 7, 2000
-	var rate, alone, ratio []float64
+	var rate, alone, ratio, empty, both []float64
 	var took []time.Duration
 	var cpu time.Duration
+	nothing := *w
+	nothing.api = null
 	for round := range rounds + 1 {
 		if round == 1 { // the one before warmed up
-			rate, alone, ratio, took, cpu = nil, nil, nil, nil, 0
+			rate, alone, ratio, empty, both, took, cpu = nil, nil, nil, nil, nil, nil, 0
 		}
 		each := make([]time.Duration, jobs)
 		used, began := cpuTime(b, w.daemon.Process.Pid), time.Now()
@@ -42,14 +45,23 @@ func BenchmarkSubmit(b *testing.B) {
 		together(b, clients, jobs, func(i int) error {
 			return group.insert(b.Context(), fmt.Sprintf("job-%d-%d", round, i), `{"model": {"name": "noop", "version": "v1"}}`)
 		})
+		end := time.Now()
+		together(b, clients, jobs, func(i int) error {
+			return nothing.submit(fmt.Sprintf("job-%d-%d", round, i), "noop:v1", "")
+		})
+		served := time.Since(end)
 		rate = append(rate, jobs/middle.Sub(began).Seconds())
-		alone = append(alone, jobs/time.Since(middle).Seconds())
+		alone = append(alone, jobs/end.Sub(middle).Seconds())
+		empty = append(empty, jobs/served.Seconds())
 		ratio = append(ratio, 100*rate[len(rate)-1]/alone[len(alone)-1])
+		both = append(both, 100*(end.Sub(middle)+served).Seconds()/middle.Sub(began).Seconds())
 		took = append(took, each...)
 	}
 	slices.Sort(took)
 	noteSpread(b, "submissions of 64 clients", rate, "jobs/s")
 	noteSpread(b, "rows by SQLite alone for 64 callers", alone, "rows/s")
+	noteSpread(b, "requests of 64 clients that net/http answers alone", empty, "requests/s")
+	note(b, "time of net/http and SQLite alone, of a submission's", median(both), "%")
 	hopedAtLeast(b, "submissions of 64 clients, of the rows", median(ratio), "%", 70)
 	note(b, "CPU time of the daemon for a submission", ms(cpu)/(rounds*jobs), "ms/job")
 	note(b, "submission, median", ms(median(took)), "ms")
