@@ -11,17 +11,22 @@ import (
 // outcome persists the shim's outcome, which a later daemon reads if this process has
 // ended. It writes in a goroutine of its own, so that no message waits for the disk.
 type outcome struct {
-	folder  string // the life's directory
-	boot    string
-	now     func() shim.Outcome
-	limited *limiter
-	dirty   chan struct{} // has an element when the outcome has changed
+	folder   string // the life's directory
+	boot     string
+	now      func() shim.Outcome
+	attended func() bool // reports whether a daemon is connected
+	limited  *limiter
+	dirty    chan struct{} // has an element when the outcome has changed
+	hurry    chan struct{} // has an element when the daemon's connection has ended
 
 	writing sync.Mutex // serializes persist, so that an older outcome cannot replace a newer one
 }
 
-func newOutcome(folder, boot string, now func() shim.Outcome, limited *limiter) *outcome {
-	return &outcome{folder: folder, boot: boot, now: now, limited: limited, dirty: make(chan struct{}, 1)}
+func newOutcome(folder, boot string, now func() shim.Outcome, attended func() bool, limited *limiter) *outcome {
+	return &outcome{
+		folder: folder, boot: boot, now: now, attended: attended, limited: limited,
+		dirty: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
+	}
 }
 
 // changed marks the outcome as changed; keep writes it.
@@ -32,10 +37,21 @@ func (s *outcome) changed() {
 	}
 }
 
-// keepInterval is the shortest time between two writes. Short jobs change the outcome three
-// times each, and only the last state is written. A daemon that is connected knows all that
-// is not written yet; when its connection ends, the outcome is written at once.
-const keepInterval = 200 * time.Millisecond
+// unattended is called when the daemon's connection has ended: keep writes at once what has
+// changed.
+func (s *outcome) unattended() {
+	select {
+	case s.hurry <- struct{}{}:
+	default:
+	}
+}
+
+// The shortest times between two writes. Short jobs change the outcome three times each, and
+// only the last state is written. A daemon that is connected knows what is not written yet.
+const (
+	keepInterval       = 20 * time.Millisecond
+	keepWhileConnected = 200 * time.Millisecond
+)
 
 // keep writes the outcome when it has changed, until the shim ends.
 func (s *outcome) keep(quit <-chan struct{}) {
@@ -44,6 +60,7 @@ func (s *outcome) keep(quit <-chan struct{}) {
 	for {
 		select {
 		case <-rest.C:
+		case <-s.hurry:
 		case <-quit:
 			s.keepLast()
 			return
@@ -51,7 +68,11 @@ func (s *outcome) keep(quit <-chan struct{}) {
 		select {
 		case <-s.dirty:
 			s.persist()
-			rest.Reset(keepInterval)
+			interval := keepInterval
+			if s.attended() {
+				interval = keepWhileConnected
+			}
+			rest.Reset(interval)
 		case <-quit:
 			s.keepLast()
 			return

@@ -61,7 +61,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		return err
 	}
 	s := newState(cfg.Spec, cfg.Log)
-	s.outcome = newOutcome(cfg.Folder.Path(), boot, s.kept, s.limited)
+	s.outcome = newOutcome(cfg.Folder.Path(), boot, s.kept, s.attended, s.limited)
 	state := shim.State{Boot: boot, Shim: self}
 	var group cgroup.Group
 	if s.spec.Runner != nil {

@@ -212,7 +212,6 @@ func (s *acceptor) serve(conn *net.UnixConn, turn int) {
 		s.request(c, m, theirs)
 	}
 	s.leave(c)
-	s.outcome.keepLast()
 	select {
 	case <-s.quit:
 		c.drain() // for example, the reply to release

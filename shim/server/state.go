@@ -79,6 +79,13 @@ func (s *state) kept() shim.Outcome {
 	return shim.Outcome{Job: s.job, Answers: slices.Clone(s.answers), Exit: s.exit}
 }
 
+// attended reports whether a daemon is connected.
+func (s *state) attended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.session != nil
+}
+
 // started records the runner's process and tells the daemon.
 func (s *state) started(pid int) {
 	s.mu.Lock()
@@ -144,6 +151,7 @@ func (s *state) leave(c *session) {
 	defer s.mu.Unlock()
 	if s.session == c {
 		s.session = nil
+		s.outcome.unattended()
 		s.settleOrphan()
 		s.armDeadline(deadlinePatience)
 	}
