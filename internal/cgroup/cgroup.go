@@ -361,7 +361,7 @@ func counter(path, key string) (int, bool) {
 	return 0, false
 }
 
-// readSmall reads a control file of at most 4 KiB. It takes three system calls, and
+// readSmall reads a control file of at most 4 KiB. It takes four system calls, and
 // os.ReadFile ten: a shim reads a counter for each job.
 func readSmall(path string) ([]byte, error) {
 	f, err := durable.Open(path, os.O_RDONLY, 0)
