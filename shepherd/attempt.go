@@ -32,9 +32,8 @@ var (
 // The feeder owns the attempt until the worker takes it. Preparation runs concurrently with
 // both, until prepared is closed.
 type attempt struct {
-	// Claim is the ledger's answer. Only State and StartedAt are updated, by Start.
-	ledger.Claim
-	limits limits
+	ledger.Claim // as the ledger answered; it is not updated
+	limits       limits
 	// ahead is set if the job was claimed only to prepare it, while another one runs.
 	ahead bool
 	// adopted is set if an earlier daemon gave the job to the runner.
@@ -64,6 +63,7 @@ type attempt struct {
 	// acknowledged.
 	loadBegan time.Time
 	sent      time.Time
+	starting  chan struct{} // closed when Ledger.Start has returned; nil if nothing waits for it
 	answered  bool
 	conn      messenger.Conn
 	log       string       // the span of the runner's log, see runtime.JobLogger

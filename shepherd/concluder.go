@@ -174,6 +174,9 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 		c.release(a, true)
 		return
 	}
+	if a.starting != nil {
+		<-a.starting // the end of an attempt comes after its start
+	}
 	if err := c.settle(ctx, a, end, at, told, collected.Warnings); err != nil {
 		// The lane ends, but the daemon may keep running and retry in the background.
 		l.background(func(ctx context.Context) {

@@ -11,9 +11,8 @@ import (
 const handoverLimit = time.Second
 
 // handover is the interval from a runner's answer until the runner has its next job. The
-// runner is idle in it and waits for one durable change of the ledger, so work that the next
-// job does not need is deferred until it has ended: storing the results of the last job, and
-// claiming and staging the job after the next.
+// runner is idle in it, so work that the next job does not need is deferred until it has
+// ended: storing the results of the last job, and claiming and staging the job after the next.
 //
 // Only the worker calls begin and end. The zero handover is not in progress.
 type handover struct {

@@ -2,6 +2,7 @@ package shepherd_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"strconv"
@@ -58,18 +59,41 @@ func (l *timeline) inOrder(t *testing.T, steps ...string) {
 	}
 }
 
-// slowStart is a ledger in which a start takes a while.
+// count returns how often the step was reached.
+func (l *timeline) count(step string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, reached := range l.steps {
+		if reached == step {
+			n++
+		}
+	}
+	return n
+}
+
+// slowStart is a ledger in which a start takes a while. Before it happens, before is called.
 type slowStart struct {
 	ledger.Ledger
 	timeline *timeline
 	takes    time.Duration
+	before   func(ctx context.Context, l ledger.Ledger, id job.ID, token ledger.Token) error
 }
 
 func (l *slowStart) Start(ctx context.Context, id job.ID, token ledger.Token) (job.Record, error) {
 	time.Sleep(l.takes)
+	if l.before != nil {
+		if err := l.before(ctx, l.Ledger, id, token); err != nil {
+			return job.Record{}, err
+		}
+	}
 	rec, err := l.Ledger.Start(ctx, id, token)
 	l.timeline.reached("start", id)
 	return rec, err
+}
+
+func (l *slowStart) Finish(ctx context.Context, id job.ID, token ledger.Token, outcome ledger.Outcome) (job.Record, error) {
+	l.timeline.reached("finish", id)
+	return l.Ledger.Finish(ctx, id, token, outcome)
 }
 
 type timedStore struct {
@@ -89,23 +113,42 @@ func (s *timedStore) Collect(ctx context.Context, id job.ID, dir *os.Root, repla
 
 // handoverCore runs jobs of a second, one after another, of these models on one sheep on
 // virtual time. A model takes 10 s to load; a start in the ledger takes the given time. The
-// jobs are named job-0, job-1 and so on.
-func handoverCore(t *testing.T, start time.Duration, models ...string) *timeline {
-	var line *timeline
+// jobs are named job-0, job-1 and so on. With again the first answer to job-0 is a failure,
+// and it is tried once more.
+func handoverCore(t *testing.T, start time.Duration, again bool, models ...string) *timeline {
+	t.Helper()
+	line, ends := slowStartCore(t, slowStart{takes: start}, again, models...)
+	for i, end := range ends {
+		if end != job.Done {
+			t.Errorf("%s ends as %s", jobName(i), end)
+		}
+	}
+	return line
+}
+
+// slowStartCore is handoverCore with this ledger. It returns the final states, too.
+func slowStartCore(t *testing.T, slow slowStart, again bool, models ...string) (line *timeline, ends []job.State) {
+	var once sync.Once
 	synctest.Test(t, func(t *testing.T) {
 		line = newTimeline()
+		slow.Ledger, slow.timeline = memory.New(memory.Config{}), line
 		cfg := shepherd.Config{
 			Node: "node", DataRoot: t.TempDir(), StageAhead: 1, MaxAttempts: 3, Log: slog.New(slog.DiscardHandler),
-			Ledger: &slowStart{Ledger: memory.New(memory.Config{}), timeline: line, takes: start},
+			Ledger: &slow,
 			Store:  &timedStore{Store: new(memstore.Store), timeline: line},
 		}
 		sheep, err := fake.New(fake.Config{
 			Runners: fake.NewRunners(),
 			Load:    func(context.Context, job.Model) error { time.Sleep(10 * time.Second); return nil },
 			Handle: func(_ context.Context, _ job.Model, in messenger.Input) error {
+				line.reached("given", in.JobID)
 				time.Sleep(time.Second)
 				line.reached("answer", in.JobID)
-				return nil
+				var err error
+				if again && in.JobID == jobName(0) {
+					once.Do(func() { err = errors.New("not yet") })
+				}
+				return err
 			},
 		}).NewSheep("sheep", func(any) error { return nil })
 		if err != nil {
@@ -122,7 +165,8 @@ func handoverCore(t *testing.T, start time.Duration, models ...string) *timeline
 		defer cfg.Ledger.Close()
 		defer core.Stop(context.Background())
 		for i, name := range models {
-			r := job.Request{ID: jobName(i), Model: job.Model{Name: name, Version: "v1"}}
+			retries := 1
+			r := job.Request{ID: jobName(i), Model: job.Model{Name: name, Version: "v1"}, Limits: job.Limits{Retries: &retries}}
 			if err := cfg.Store.Init(t.Context(), r.ID, []byte("x")); err != nil {
 				t.Fatal(err)
 			}
@@ -132,41 +176,89 @@ func handoverCore(t *testing.T, start time.Duration, models ...string) *timeline
 		}
 		for i := range models {
 			s, err := core.Wait(t.Context(), jobName(i))
-			if err != nil || s.State != job.Done {
+			if err != nil {
 				t.Errorf("job %s: %+v, %v", jobName(i), s, err)
 			}
+			ends = append(ends, s.State)
 		}
 	})
-	return line
+	return line, ends
 }
 
 func jobName(i int) job.ID { return job.ID("job-" + strconv.Itoa(i)) }
 
-// The runner is idle between two jobs, so nothing competes with the start of the next one.
+// A runner with the model of the next job gets it at once: the start is recorded behind it, and
+// before its end.
+func TestStartDoesNotDelayTheRunner(t *testing.T) {
+	line := handoverCore(t, time.Minute, false, "m", "m")
+	line.inOrder(t, "answer job-0", "given job-1", "answer job-1", "collect job-1", "start job-1", "finish job-1")
+	if took := line.at["given job-1"] - line.at["answer job-0"]; took != 0 {
+		t.Errorf("the runner had its next job after %s", took)
+	}
+}
+
+// A runner that has a job whose start the ledger refuses is stopped: the job is not this
+// sheep's any more, or was cancelled.
+func TestRefusedStartStopsTheRunner(t *testing.T) {
+	for name, test := range map[string]struct {
+		before func(ctx context.Context, l ledger.Ledger, id job.ID, token ledger.Token) error
+		given  int
+		end    job.State
+	}{
+		"fenced": {func(ctx context.Context, l ledger.Ledger, id job.ID, token ledger.Token) error {
+			_, err := l.Release(ctx, id, token, ledger.Return{Cause: job.CauseTakenOver})
+			return err
+		}, 2, job.Done},
+		"cancelled": {func(ctx context.Context, l ledger.Ledger, id job.ID, _ ledger.Token) error {
+			_, err := l.Cancel(ctx, id)
+			return err
+		}, 1, job.Cancelled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var once sync.Once
+			line, ends := slowStartCore(t, slowStart{takes: time.Millisecond, before: func(ctx context.Context, l ledger.Ledger, id job.ID, token ledger.Token) (err error) {
+				if id == jobName(1) {
+					once.Do(func() { err = test.before(ctx, l, id, token) })
+				}
+				return err
+			}}, false, "m", "m")
+			line.inOrder(t, "given job-1", "start job-1")
+			if given := line.count("given job-1"); ends[1] != test.end || given != test.given {
+				t.Errorf("the job ends as %s, want %s, and was given %d times, want %d: %s", ends[1], test.end, given, test.given, strings.Join(line.steps, ", "))
+			}
+		})
+	}
+}
+
+// A job that is tried again, or whose model takes time to load, starts in the ledger first.
+// The runner is idle meanwhile, so nothing competes with that.
 func TestHandoverComesFirst(t *testing.T) {
 	const start = 20 * time.Millisecond
-	line := handoverCore(t, start, "m", "m", "m")
-	line.inOrder(t, "stage job-1", "answer job-0", "start job-1", "collect job-0", "answer job-1", "start job-2", "collect job-1", "answer job-2", "collect job-2")
-	line.inOrder(t, "start job-1", "stage job-2", "answer job-1")
-	if took := line.at["collect job-0"] - line.at["answer job-0"]; took != start {
+	line := handoverCore(t, start, true, "m", "m")
+	line.inOrder(t, "answer job-1", "start job-0", "given job-0", "answer job-0")
+	line.inOrder(t, "answer job-1", "start job-0", "collect job-1", "answer job-0")
+	if took := line.at["collect job-1"] - line.at["answer job-1"]; took != start {
 		t.Errorf("the results were stored %s after the answer, want %s", took, start)
 	}
+	handoverCore(t, start, false, "m", "n").inOrder(t, "answer job-0", "start job-1", "given job-1")
 }
 
 func TestResultsDoNotWait(t *testing.T) {
 	const start = 20 * time.Millisecond
 	for name, test := range map[string]struct {
 		takes  time.Duration
+		again  bool
 		models []string
+		job    string
 		within time.Duration // from the answer
 	}{
-		"where no job waits":                 {start, []string{"m"}, 0},
-		"while another model is loaded":      {start, []string{"m", "n"}, 0},
-		"while the ledger takes a long time": {time.Minute, []string{"m", "m"}, time.Second},
+		"where no job waits":                 {start, false, []string{"m"}, "job-0", 0},
+		"while another model is loaded":      {start, false, []string{"m", "n"}, "job-0", 0},
+		"while the ledger takes a long time": {time.Minute, true, []string{"m", "m"}, "job-1", time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			line := handoverCore(t, test.takes, test.models...)
-			if took := line.at["collect job-0"] - line.at["answer job-0"]; took != test.within {
+			line := handoverCore(t, test.takes, test.again, test.models...)
+			if took := line.at["collect "+test.job] - line.at["answer "+test.job]; took != test.within {
 				t.Errorf("the results were stored %s after the answer, want %s: %s", took, test.within, strings.Join(line.steps, ", "))
 			}
 		})

@@ -65,8 +65,8 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	}
 	keep := make(map[ledger.Token]job.ID)
 	for _, c := range claims {
-		if known[c.ID] && c.State != job.Queued {
-			if a := l.adoptAttempt(c); a != nil {
+		if known[c.ID] {
+			if a := l.adoptAttempt(ctx, c); a != nil {
 				d.jobs[c.ID] = a
 				keep[c.Token] = c.ID
 				continue
@@ -114,15 +114,11 @@ func logUnmarked(log *slog.Logger, dir string, names []string) {
 func (l *lane) endClaim(work context.Context, c ledger.Claim, found *runtime.Recovered) (placed bool) {
 	a := l.newAttempt(c)
 	end := interrupted
-	if c.State == job.Queued {
+	dir, err := l.dirs.find(c.Token, c.ID)
+	a.dir, placed = dir, err == nil
+	withRunner := c.State != job.Queued && found != nil && !found.Running && (found.Exit == nil || found.Exit.Lost)
+	if errors.Is(err, fs.ErrNotExist) && !withRunner {
 		end = daemonKilled
-	} else {
-		dir, err := l.dirs.find(c.Token, c.ID)
-		a.dir, placed = dir, err == nil
-		withRunner := found != nil && !found.Running && (found.Exit == nil || found.Exit.Lost)
-		if errors.Is(err, fs.ErrNotExist) && !withRunner {
-			end = daemonKilled
-		}
 	}
 	if c.Cancelling {
 		end = stopped(errCancelled)
@@ -133,14 +129,24 @@ func (l *lane) endClaim(work context.Context, c ledger.Claim, found *runtime.Rec
 }
 
 // adoptAttempt creates the attempt of a job that an earlier daemon gave to the runner. It
-// returns nil if the job's directory is gone: the job's outputs are lost then.
-func (l *lane) adoptAttempt(c ledger.Claim) *attempt {
+// returns nil if the job's directory is gone: the job's outputs are lost then, or the runner
+// knows the job from an earlier attempt only.
+func (l *lane) adoptAttempt(ctx context.Context, c ledger.Claim) *attempt {
 	dir, err := l.dirs.find(c.Token, c.ID)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			l.log.Error("Cannot open the directory of a job that the runner has", "job", c.ID, "error", err)
 		}
 		return nil
+	}
+	if c.State == job.Queued { // the daemon ended before the start was in the ledger
+		rec, err := l.retryLedger(ctx, c.ID, func() (job.Record, error) { return l.ledger.Start(ctx, c.ID, c.Token) })
+		if err != nil {
+			l.log.Error("Cannot record the start of a job that the runner has", "job", c.ID, "error", err)
+			dir.leave()
+			return nil
+		}
+		c.Record = rec
 	}
 	a := l.watch(c)
 	a.adopted, a.dir = true, dir

@@ -537,13 +537,15 @@ func TestAdoptsAnswers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newFixture(t)
-			p.leave(p.hold("first", false), p.hold("second", false))
+			p.leave(p.hold("first", false), p.hold("second", true)) // the start of the second was not recorded
 			c.then(p)
 			starts := p.runners.Starts("sheep")
 			p.handle = func(context.Context, job.Model, messenger.Input) error { return errors.New("run again") }
 			p.start()
 			for _, id := range []string{"first", "second"} {
-				p.await(id, job.Done)
+				if s := p.await(id, job.Done); s.StartedAt.IsZero() {
+					t.Errorf("%s has ended without a start: %+v", id, s)
+				}
 				if got := p.output(id); got != id {
 					t.Errorf("output of %s is %q", id, got)
 				}
@@ -576,9 +578,11 @@ func TestRunsAgainWhatAnEarlierDaemonHeld(t *testing.T) {
 			p.give(p.hold("interrupted", false))
 			p.hold("started", false)
 			p.hold("prepared", true)
+			p.give(p.hold("given", true)) // its start was not recorded
 			p.start()
 			for id, want := range map[job.ID]job.Attempt{
 				"interrupted": {Cause: job.CauseInterrupted, Spent: true},
+				"given":       {Cause: job.CauseInterrupted, Spent: true},
 				"started":     {Cause: job.CauseDaemonKilled},
 				"prepared":    {Cause: job.CauseDaemonKilled},
 			} {

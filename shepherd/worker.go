@@ -241,20 +241,11 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 	if r := w.supervisor.runner; r == nil || r.model != a.Model || !closed(a.prepared) {
 		w.handover.end() // loading a model or staging inputs may take long
 	}
-	if a.ahead {
-		w.pulse.waits() // possibly for room on the ledger's disk
-		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Start(ctx, a.ID, a.Token) })
-		w.pulse.works()
-		switch {
-		case ctx.Err() != nil:
-			return stopped(context.Cause(ctx)), false
-		case err != nil:
-			return stopped(err), false
-		case rec.Cancelling:
-			return stopped(errCancelled), false
+	late := w.startsLate(a)
+	if a.ahead && !late {
+		if end, ok := w.start(ctx, a); !ok {
+			return end, false
 		}
-		crashpoint.Reached(crashpoint.Started)
-		a.State, a.StartedAt = rec.State, rec.StartedAt // prepare reads the other fields concurrently
 	}
 	l.passed(a, a.Model, PhaseQueued, a.EnqueuedAt, nil)
 
@@ -288,11 +279,76 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 			return w.loadEnding(a, why), false
 		}
 		l.log.Warn("Sheep died before it was given the job", "job", a.ID, "model", a.Model.String(), "error", why)
+		if late { // loading the model again may take long
+			late = false
+			if end, ok := w.start(ctx, a); !ok {
+				return end, false
+			}
+		}
 	}
 	crashpoint.Reached(crashpoint.Sent)
 	w.handover.end()
+	if late {
+		w.startBehind(work, a)
+	}
 	l.share.begin(a.ID, l.clock.now())
 	return w.await(work, ctx, a)
+}
+
+// startsLate reports whether the runner is given the attempt's job without waiting until the
+// ledger has its start, so that the runner is not idle during that. The claim is durable. If
+// the daemon is killed before the start is, the next one learns from the attempt's directory
+// and from the runner that the runner had the job; see recover. An answer that the runner
+// keeps from an earlier attempt could be mistaken for the answer to this one then, so only
+// the first attempt of a job starts late.
+func (w *worker) startsLate(a *attempt) bool {
+	r := w.supervisor.runner
+	return a.ahead && a.Run == 1 && a.Attempt == 1 && !w.lane.concluder.unacknowledged.has(a.ID) &&
+		r != nil && r.model == a.Model && closed(a.prepared)
+}
+
+// start records in the ledger that the attempt has started. If the attempt must not go on, it
+// returns its ending.
+func (w *worker) start(ctx context.Context, a *attempt) (_ ending, ok bool) {
+	w.pulse.waits() // possibly for room on the ledger's disk
+	err := w.lane.recordStart(ctx, a)
+	w.pulse.works()
+	switch {
+	case ctx.Err() != nil:
+		return stopped(context.Cause(ctx)), false
+	case err != nil:
+		return stopped(err), false
+	}
+	return ending{}, true
+}
+
+// startBehind is start for an attempt whose job the runner has already: it does not wait for
+// the ledger, and stops the attempt if it must not go on.
+func (w *worker) startBehind(work context.Context, a *attempt) {
+	a.starting = make(chan struct{})
+	w.lane.life.running.Go(func() {
+		defer close(a.starting)
+		crashpoint.Reached(crashpoint.SentUnstarted)
+		ctx, release := grace(work)
+		defer release()
+		if err := w.lane.recordStart(ctx, a); err != nil && ctx.Err() == nil {
+			a.stopper.stop(err)
+		}
+	})
+}
+
+// recordStart starts the attempt in the ledger. The error is errCancelled if the job's cancel
+// was requested.
+func (l *lane) recordStart(ctx context.Context, a *attempt) error {
+	rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Start(ctx, a.ID, a.Token) })
+	switch {
+	case err != nil:
+		return err
+	case rec.Cancelling:
+		return errCancelled
+	}
+	crashpoint.Reached(crashpoint.Started)
+	return nil
 }
 
 // maxUnsent is how often an attempt starts a runner anew that ended before it was given the

@@ -16,6 +16,7 @@ const (
 	Started          Point = "started"           // the job is processing in the ledger
 	DirectoryPlaced  Point = "directory-placed"  // the working directory was renamed to its place for the runner
 	Sent             Point = "sent"              // the runner has the job
+	SentUnstarted    Point = "sent-unstarted"    // the runner has the job, and the ledger not yet its start
 	Answered         Point = "answered"          // the runner's answer is known
 	OutputsCollected Point = "outputs-collected" // the outputs are in storage
 	Finished         Point = "finished"          // the ledger has the job's end
@@ -30,7 +31,7 @@ const (
 // All returns the points, in the order in which a job reaches them.
 func All() []Point {
 	return []Point{
-		PayloadStored, RecordCreated, Claimed, InputsStaged, Started, DirectoryPlaced, Sent, Answered, OutputsCollected,
+		PayloadStored, RecordCreated, Claimed, InputsStaged, Started, DirectoryPlaced, Sent, SentUnstarted, Answered, OutputsCollected,
 		Finished, Released, StatusWritten, Checkpointed, Acknowledged, DirectoryRemoved, CancelRecorded,
 	}
 }

@@ -126,7 +126,7 @@ func (c *crashes) life(point crashpoint.Point, all bool) {
 		if bursts < maxBursts && time.Since(last) > time.Second { // one may miss the point
 			bursts, last = bursts+1, time.Now()
 			c.more(point)
-			if point == crashpoint.Started { // of a job that was prepared while both sheep had one
+			if point == crashpoint.Started || point == crashpoint.SentUnstarted { // of a job that was prepared while both sheep had one
 				c.more(point)
 				c.more(point)
 				c.more(point)
@@ -166,7 +166,7 @@ func (c *crashes) more(point crashpoint.Point) {
 	case point == crashpoint.Released && len(c.order)%2 == 0: // the runner exits once, and the job is tried again
 		j.input = "once " + filepath.Join(c.dir, id)
 		more = `"retries": 50, "retry_pause": "1ms", ` // attempts that were killed count, too
-	case point == crashpoint.Started:
+	case point == crashpoint.Started, point == crashpoint.SentUnstarted:
 		j.input = "sleep 0.2"
 	case point == crashpoint.CancelRecorded && len(c.order)%2 == 0: // a job that runs
 		j.input, j.cancel = "wait "+filepath.Join(c.dir, "never"), true

@@ -79,6 +79,7 @@ func (k *known) hasNone() bool {
 // run is the events of a run.
 type run struct {
 	attempts  int
+	started   int // the last attempt that was started
 	held      bool
 	ended     *job.Event
 	cancelled bool // a cancel was acknowledged to a client
@@ -194,7 +195,7 @@ func (o *oracle) executes(n *node, sheep string, m job.Model, in messenger.Input
 		o.failing("sheep %s runs job %s without its input: %w", sheep, in.JobID, err)
 	case string(input) != string(k.request.Payload):
 		o.failing("sheep %s runs job %s with the input %q", sheep, in.JobID, input)
-	case rec.State != job.Processing || rec.Holder != sheep || rec.Node != n.name:
+	case rec.State.Final() || rec.Holder != sheep || rec.Node != n.name: // its start may be recorded behind
 		o.failing("sheep %s runs job %s, which is %s and held by %s", sheep, in.JobID, rec.State, rec.Holder)
 	case m != k.request.Model:
 		o.failing("sheep %s runs job %s with the model %s", sheep, in.JobID, m)
@@ -306,6 +307,9 @@ func (o *oracle) see(e job.Event) {
 		default:
 			o.fail("event %s of attempt %d of job %s comes after attempt %d (held: %v)", e.Kind, e.Attempt, e.Job, r.attempts, r.held)
 		}
+		if e.Kind == job.EventStarted {
+			r.started = e.Attempt
+		}
 	case job.EventReturned:
 		o.interrupts(e, k)
 		if !r.held || e.Attempt != r.attempts {
@@ -327,6 +331,9 @@ func (o *oracle) see(e job.Event) {
 		o.interrupts(e, k)
 		if e.Cause == job.CauseAfter && !slices.ContainsFunc(k.request.After, func(id job.ID) bool { return o.jobs[id].hasNone() }) {
 			o.fail("job %s fails for lack of the outputs of %v: %s", e.Job, k.request.After, e.Reason)
+		}
+		if (e.Cause == job.CauseDone || e.Cause == job.CauseError) && r.started != e.Attempt {
+			o.fail("attempt %d of job %s ends with the cause %s and was not started", e.Attempt, e.Job, e.Cause)
 		}
 		r.ended, r.held, k.claimable = &e, false, false
 		if !ending[e.State][e.Cause] || e.Cause == job.CauseWaitTimeout && k.request.Limits.WaitTimeout == nil || e.Cause == job.CauseDeadline && k.request.Deadline.IsZero() {
