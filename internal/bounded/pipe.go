@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,10 +14,11 @@ import (
 // moment has been processed.
 type Pipe struct {
 	*os.File
-	done atomic.Int64 // of what was read
 
-	mu   sync.Mutex // held while it is read
-	read int64
+	mu       sync.Mutex // held while it is read
+	read     int64
+	done     int64         // of what was read
+	advances chan struct{} // closed when done advances; nil if nobody waits for that
 }
 
 // NewPipe creates a Pipe from a file that supports polling, such as those of os.Pipe and
@@ -59,20 +59,54 @@ func (r *Pipe) Read(p []byte) (n int, err error) {
 }
 
 // Done records that n more bytes have been processed.
-func (r *Pipe) Done(n int) { r.done.Add(int64(n)) }
+func (r *Pipe) Done(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done += int64(n)
+	if r.advances != nil {
+		close(r.advances)
+		r.advances = nil
+	}
+}
 
 // Settle waits until all data in the pipe at the time of the call has been processed, but
 // not beyond the given time. Data written later does not delay it.
 func (r *Pipe) Settle(by time.Time) {
 	due := r.due()
-	for wait := 50 * time.Microsecond; r.done.Load() < due && time.Now().Before(by); wait = min(2*wait, 10*time.Millisecond) {
-		time.Sleep(wait)
+	if advances := r.until(due); advances != nil {
+		limit := time.NewTimer(time.Until(by))
+		defer limit.Stop()
+		for ; advances != nil; advances = r.until(due) {
+			select {
+			case <-advances:
+			case <-limit.C:
+				return
+			}
+		}
 	}
+}
+
+// until returns a channel that is closed when done advances, or nil once it has reached due.
+func (r *Pipe) until(due int64) <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done >= due {
+		return nil
+	}
+	if r.advances == nil {
+		r.advances = make(chan struct{})
+	}
+	return r.advances
 }
 
 // Progress returns how many bytes have been processed, and how many will have been when all
 // data in the pipe now is.
-func (r *Pipe) Progress() (done, due int64) { return r.done.Load(), r.due() }
+func (r *Pipe) Progress() (done, due int64) {
+	due = r.due()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.done, due
+}
 
 // due returns the value of done when all data in the pipe now has been processed.
 func (r *Pipe) due() (n int64) {

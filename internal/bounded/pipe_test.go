@@ -41,7 +41,7 @@ func TestPipeSettles(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Settle(time.Now().Add(time.Minute))
-	if n := p.done.Load(); n != 300 {
+	if n, _ := p.Progress(); n != 300 {
 		t.Errorf("%d bytes were dealt with", n)
 	}
 	w.Close()

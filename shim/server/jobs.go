@@ -106,8 +106,8 @@ func (s *state) settleOutput() {
 	out, w := s.output, s.watched
 	s.mu.Unlock()
 	by := time.Now().Add(settleTime)
-	if w != nil {
-		w.pipes.settle(by)
+	if w != nil && out != nil {
+		w.pipes.settle(out.marks, by)
 	}
 	out.settle(by)
 }

@@ -26,6 +26,7 @@ const tailSize = 32 << 10
 type output struct {
 	stdout, stderr *os.File // the pipes' write ends for the runner, closed by started
 	pipes          []*bounded.Pipe
+	marks          [2]*marks // of a container's stdout and stderr; nil for a bare runner
 	files          []io.Closer
 	log            *slog.Logger
 	copying        sync.WaitGroup
@@ -67,11 +68,11 @@ func (o *output) settle(by time.Time) {
 	}
 }
 
-// start starts copying from a pipe to w and end.
-func (o *output) start(r *os.File, w io.Writer, end *tail) {
+// start starts copying from a pipe to w and end. m is nil for a stream without marks.
+func (o *output) start(r *os.File, m *marks, w io.Writer, end *tail) {
 	p := bounded.NewPipe(r)
 	o.pipes = append(o.pipes, p)
-	o.copying.Go(func() { o.copy(p, w, end) })
+	o.copying.Go(func() { o.copy(p, m, w, end) })
 }
 
 // simultaneous is how close in time the last writes to both streams count as
@@ -129,7 +130,7 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 			return nil, err
 		}
 		*stream.into = end
-		o.start(r, w, stream.end)
+		o.start(r, nil, w, stream.end)
 	}
 	return o, nil
 }
@@ -150,7 +151,7 @@ func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err 
 		return nil, fmt.Errorf("could not open the runner's log file: %w", err)
 	}
 	o.files, o.logs = append(o.files, f), append(o.logs, f)
-	for _, stream := range []struct {
+	for i, stream := range []struct {
 		name string
 		into **os.File
 		end  *tail
@@ -163,7 +164,8 @@ func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err 
 		if err != nil {
 			return nil, err
 		}
-		o.start(r, f, stream.end)
+		o.marks[i] = newMarks()
+		o.start(r, o.marks[i], f, stream.end)
 	}
 	return o, nil
 }
@@ -175,23 +177,39 @@ func openAppend(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
 }
 
-func (o *output) copy(r *bounded.Pipe, w io.Writer, end *tail) {
+func (o *output) copy(r *bounded.Pipe, m *marks, w io.Writer, end *tail) {
 	buffer := make([]byte, 16<<10)
 	failing := false
+	keep := func(text []byte) {
+		if len(text) == 0 {
+			return
+		}
+		o.mu.Lock()
+		end.note(text, time.Now())
+		o.mu.Unlock()
+		_, err := w.Write(text)
+		if err != nil && !failing {
+			o.log.Warn("cannot write the runner's log; lines are lost until it can be written again", "error", err)
+		}
+		failing = err != nil
+	}
 	for {
 		n, err := r.Read(buffer)
 		if n > 0 {
-			o.mu.Lock()
-			end.note(buffer[:n], time.Now())
-			o.mu.Unlock()
-			_, werr := w.Write(buffer[:n])
-			if werr != nil && !failing {
-				o.log.Warn("cannot write the runner's log; lines are lost until it can be written again", "error", werr)
+			text, marked := buffer[:n], false
+			if m != nil {
+				text, marked = m.take(text)
 			}
-			failing = werr != nil
+			keep(text)
+			if marked {
+				m.arrived()
+			}
 			r.Done(n)
 		}
 		if err != nil {
+			if m != nil {
+				keep(m.rest())
+			}
 			return
 		}
 	}

@@ -136,7 +136,7 @@ func TestLastWordsOnABusyMachine(t *testing.T) {
 	if _, err := w.WriteString(strings.Repeat("a line of the log\n", 3000) + "the reason\n"); err != nil {
 		t.Fatal(err)
 	}
-	o.start(r, slowly(700*time.Millisecond), &o.err)
+	o.start(r, nil, slowly(700*time.Millisecond), &o.err)
 	if got := o.last(); !strings.HasSuffix(got, "the reason") {
 		t.Errorf("the last words are %q", got)
 	}
@@ -151,7 +151,7 @@ func TestLastWordsOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := &output{log: slog.New(slog.DiscardHandler), out: newTail(), err: newTail()}
-	o.start(r, io.Discard, &o.out)
+	o.start(r, nil, io.Discard, &o.out)
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
