@@ -21,6 +21,7 @@ import (
 	"github.com/iterait/shepherd/fleet"
 	"github.com/iterait/shepherd/internal/diskspace"
 	"github.com/iterait/shepherd/internal/mounts"
+	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/internal/systemd"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger/postgres"
@@ -264,6 +265,9 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 	stopReporting := startReporting(&reporter{manager: d.options.Manager, core: d.core, ledger: d.ledger, log: d.log}, configuration)
 	defer stopReporting()
 	defer d.announce()()
+	if err := proc.UnmapProgram(); err != nil {
+		d.log.Debug("Cannot unmap what only the start needed", "error", err)
+	}
 
 	failed := 0 // number of servers whose error was received
 	stopAtOnce := make(chan struct{})
