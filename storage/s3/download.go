@@ -288,7 +288,7 @@ func (o *objects) listsOtherETag(ctx context.Context, bucket, key string, listed
 }
 
 // copyTo copies body to file. Errors of the file wrap storage.ErrWorkDir.
-func copyTo(file *os.File, body io.Reader) error {
+func copyTo(file io.Writer, body io.Reader) error {
 	buffer := copyBuffers.Get().(*[128 << 10]byte)
 	defer copyBuffers.Put(buffer)
 	for {

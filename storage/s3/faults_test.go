@@ -215,42 +215,52 @@ func TestContinued(t *testing.T) {
 		}
 	})
 
-	t.Run("StageAgain", func(t *testing.T) {
-		// The first Stage is ended half-way; the second fetches only the rest.
-		r.proxy.Heal()
-		id := job.ID("staged-again") // others change the input of the first
-		fatal(t, r.store.Init(t.Context(), id, content))
-		r.proxy.Inject(testenv.CutBody, 1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
-		r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
-		dir := t.TempDir()
-		_, err := r.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
-		if !errdefs.IsUnavailable(err) {
-			t.Fatalf("Stage: %v", err)
-		}
-		if _, err := os.Stat(filepath.Join(dir, "inputs/input")); !os.IsNotExist(err) {
-			t.Errorf("half a file is among the inputs: %v", err)
-		}
-		r.proxy.Heal()
-		var asked string
-		r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool {
-			if strings.HasSuffix(r.URL.Path, "input") {
-				asked = r.Header.Get("Range")
+	// The first Stage is ended half-way. The second fetches only the rest, but that of another
+	// process fetches everything: what a process has begun and left may lack any bytes.
+	for name, c := range map[string]struct {
+		other bool
+		asked string
+	}{"StageAgain": {false, "bytes=2097152-4194303"}, "StageOfAnotherProcess": {true, "bytes=0-4194303"}} {
+		t.Run(name, func(t *testing.T) {
+			r.proxy.Heal()
+			id := job.ID(strings.ToLower(name)) // others change the input of the first
+			fatal(t, r.store.Init(t.Context(), id, content))
+			r.proxy.Inject(testenv.CutBody, 1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
+			r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
+			dir := t.TempDir()
+			_, err := r.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
+			if !errdefs.IsUnavailable(err) {
+				t.Fatalf("Stage: %v", err)
 			}
-			return false
+			if _, err := os.Stat(filepath.Join(dir, "inputs/input")); !os.IsNotExist(err) {
+				t.Errorf("half a file is among the inputs: %v", err)
+			}
+			r.proxy.Heal()
+			var asked string
+			r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool {
+				if strings.HasSuffix(r.URL.Path, "input") {
+					asked = r.Header.Get("Range")
+				}
+				return false
+			})
+			again := r.store
+			if c.other {
+				again = open(t, r.config(time.Minute))
+			}
+			_, err = again.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
+			fatal(t, err)
+			if asked != c.asked {
+				t.Errorf("the second Stage asks for %q, want %q", asked, c.asked)
+			}
+			got, err := os.ReadFile(filepath.Join(dir, "inputs/input"))
+			if err != nil || !bytes.Equal(got, content) {
+				t.Errorf("%d bytes staged of %d, %v", len(got), len(content), err)
+			}
+			if entries, _ := os.ReadDir(dir); len(entries) != 2 {
+				t.Errorf("the working directory holds %v", entries)
+			}
 		})
-		_, err = r.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
-		fatal(t, err)
-		if asked != "bytes=2097152-4194303" {
-			t.Errorf("the second Stage asks for %q", asked)
-		}
-		got, err := os.ReadFile(filepath.Join(dir, "inputs/input"))
-		if err != nil || !bytes.Equal(got, content) {
-			t.Errorf("%d bytes staged of %d, %v", len(got), len(content), err)
-		}
-		if entries, _ := os.ReadDir(dir); len(entries) != 2 {
-			t.Errorf("the working directory holds %v", entries)
-		}
-	})
+	}
 }
 
 // TestHalfMade lets the input of an Init fail after its bucket was made: the

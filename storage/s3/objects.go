@@ -27,10 +27,10 @@ type objects struct {
 	parallel int
 	// hashing holds an element for each hash that is being computed; see hash.
 	hashing chan struct{}
-	// prefetches holds an element for each range of a download that is in memory.
-	prefetches chan struct{}
-	rangeSize  int64 // see copyRanges
-	log        *slog.Logger
+	// ranges holds an element for each range of a large download, besides one of each.
+	ranges    chan struct{}
+	rangeSize int64 // see copyRanges
+	log       *slog.Logger
 }
 
 // list yields the objects whose key begins with prefix, in the order of their keys. page

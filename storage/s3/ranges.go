@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"os"
@@ -10,120 +11,132 @@ import (
 )
 
 const (
-	// rangeSize is how many bytes of a large object one request fetches; at most the
-	// size of a buffer.
-	rangeSize = bufferedPart
-	// maxPrefetches is how many ranges of all downloads of a Store are in memory at most.
-	maxPrefetches = 4
+	// rangeSize is how many bytes of a large object one request fetches.
+	rangeSize = 16 << 20
+	// maxRanges is how many ranges all downloads of a Store fetch at a time at most, besides
+	// one of each download.
+	maxRanges = 8
 )
 
 // ranges copies a large object to a file with several requests at a time, because one
-// connection often reaches only a part of what the network and the server can do. The
-// bytes are written in their order, so that a download that breaks off can be resumed at
-// the end of the file.
+// connection often reaches only a part of what the network and the server can do. Each range is
+// written to its place in the file as it arrives, so no range is held in memory.
 type ranges struct {
 	objects           *objects
 	bucket, key, etag string
-	end               int64
+	file              *os.File
 
-	next    int64       // the offset of the first byte that no request fetches yet
-	pending []*prefetch // ranges that are fetched into memory, in their order
+	mu    sync.Mutex
+	next  int64   // the offset of the first byte that no request fetches yet
+	end   int64   // of the object
+	spans []*span // the ranges that were taken
+	err   error   // the first error of a range
 }
 
-// prefetch is a range that is fetched into memory before it can be written.
-type prefetch struct {
-	buffer *[bufferedPart]byte
-	size   int64
-	done   chan struct{} // closed when err is set and the buffer is not used any more
-	err    error
-}
+// span is a range on its way into the file.
+type span struct{ at, end int64 }
 
-// copyRanges appends the bytes of the version etag of an object from offset to end to
-// file.
+// copyRanges writes the bytes of the version etag of an object from offset to end to file, at
+// the same offsets. If it fails, the file ends where the first missing byte would be. A process
+// that is killed leaves a file in which any bytes may be missing.
 func (o *objects) copyRanges(ctx context.Context, bucket, key, etag string, offset, end int64, file *os.File) error {
-	r := &ranges{objects: o, bucket: bucket, key: key, etag: etag, end: end, next: offset}
-	ctx, cancel := context.WithCancel(ctx)
-	var fetching sync.WaitGroup
-	defer func() {
-		cancel()
-		fetching.Wait()
-		for _, a := range r.pending {
-			r.release(a)
+	r := &ranges{objects: o, bucket: bucket, key: key, etag: etag, file: file, next: offset, end: end}
+	var others sync.WaitGroup
+	for r.left() {
+		for r.acquire() {
+			others.Go(func() {
+				defer r.release()
+				r.copyNext(ctx)
+			})
 		}
-	}()
-	for r.next < end || len(r.pending) > 0 {
-		var write func() error
-		if len(r.pending) == 0 {
-			first, last := r.take()
-			write = func() error { return r.stream(ctx, first, last, file) }
-		} else {
-			write = func() error { return r.writeFirst(file) }
-		}
-		for r.next < end {
-			a, ok := r.acquire()
-			if !ok {
-				break
-			}
-			first, last := r.take()
-			a.size = last - first
-			r.pending = append(r.pending, a)
-			fetching.Go(func() { r.fetch(ctx, a, first, last) })
-		}
-		if err := write(); err != nil {
-			return err
-		}
+		r.copyNext(ctx)
 	}
-	return nil
+	others.Wait()
+	return r.finish()
 }
 
-// take returns the next range.
-func (r *ranges) take() (first, last int64) {
-	first = r.next
-	r.next = min(first+r.objects.rangeSize, r.end)
-	return first, r.next
+// left reports whether there are bytes that a request should fetch: after an error those under
+// way end, and no others begin.
+func (r *ranges) left() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.next < r.end && r.err == nil
 }
 
-// stream copies a range to file without a buffer of its size.
-func (r *ranges) stream(ctx context.Context, first, last int64, file *os.File) error {
-	body := r.objects.continued(ctx, r.bucket, r.key, r.etag, nil, first, last)
-	defer body.Close()
-	return copyTo(file, body)
-}
-
-// acquire returns a range with a buffer, if fewer than maxPrefetches are in use.
-func (r *ranges) acquire() (*prefetch, bool) {
+// acquire reports whether one more range is left and may be fetched at this time. release ends
+// that.
+func (r *ranges) acquire() bool {
+	if !r.left() {
+		return false
+	}
 	select {
-	case r.objects.prefetches <- struct{}{}:
-		return &prefetch{buffer: partBuffers.Get().(*[bufferedPart]byte), done: make(chan struct{})}, true
+	case r.objects.ranges <- struct{}{}:
+		return true
 	default:
-		return nil, false
+		return false
 	}
 }
 
-func (r *ranges) release(a *prefetch) {
-	partBuffers.Put(a.buffer)
-	<-r.objects.prefetches
-}
+func (r *ranges) release() { <-r.objects.ranges }
 
-// fetch reads a range into memory.
-func (r *ranges) fetch(ctx context.Context, a *prefetch, first, last int64) {
-	defer close(a.done)
-	body := r.objects.continued(ctx, r.bucket, r.key, r.etag, nil, first, last)
+// copyNext copies the next range, if one is left.
+func (r *ranges) copyNext(ctx context.Context) {
+	s := r.take()
+	if s == nil {
+		return
+	}
+	body := r.objects.continued(ctx, r.bucket, r.key, r.etag, nil, s.at, s.end)
 	defer body.Close()
-	_, a.err = io.ReadFull(body, a.buffer[:a.size])
+	if err := copyTo(&spanWriter{r, s}, body); err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.err = cmp.Or(r.err, err)
+	}
 }
 
-// writeFirst writes the first of the ranges that are fetched into memory.
-func (r *ranges) writeFirst(file *os.File) error {
-	a := r.pending[0]
-	<-a.done
-	if a.err != nil {
-		return a.err
+// take returns the next range, or nil if none is left.
+func (r *ranges) take() *span {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.next >= r.end || r.err != nil {
+		return nil
 	}
-	if _, err := file.Write(a.buffer[:a.size]); err != nil {
+	s := &span{at: r.next, end: min(r.next+r.objects.rangeSize, r.end)}
+	r.next = s.end
+	r.spans = append(r.spans, s)
+	return s
+}
+
+// spanWriter writes a range to its place.
+type spanWriter struct {
+	ranges *ranges
+	span   *span
+}
+
+func (w *spanWriter) Write(p []byte) (int, error) {
+	n, err := w.ranges.file.WriteAt(p, w.span.at)
+	w.ranges.mu.Lock()
+	defer w.ranges.mu.Unlock()
+	w.span.at += int64(n)
+	return n, err
+}
+
+// finish sets the offset of the file to its end. After an error it first cuts off what lies
+// behind the first missing byte.
+func (r *ranges) finish() error {
+	whole := r.next
+	for _, s := range r.spans {
+		if s.at < s.end {
+			whole = min(whole, s.at)
+		}
+	}
+	if r.err != nil {
+		if err := r.file.Truncate(whole); err != nil {
+			return workdir.Error(err)
+		}
+	}
+	if _, err := r.file.Seek(whole, io.SeekStart); err != nil {
 		return workdir.Error(err)
 	}
-	r.pending = r.pending[1:]
-	r.release(a)
-	return nil
+	return r.err
 }

@@ -65,8 +65,8 @@ func copied(t *testing.T, o *objects, path string, size int) ([]byte, error) {
 	failed := o.copyRanges(t.Context(), "bucket", "key", "one", offset, int64(size), file)
 	content, err := os.ReadFile(path)
 	fatal(t, err)
-	if held := len(o.prefetches); held != 0 {
-		t.Errorf("%d ranges stay in memory", held)
+	if held := len(o.ranges); held != 0 {
+		t.Errorf("%d ranges stay under way", held)
 	}
 	return content, failed
 }
@@ -74,12 +74,12 @@ func copied(t *testing.T, o *objects, path string, size int) ([]byte, error) {
 // TestRanges copies an object by several requests at a time: no answer begins before all
 // that may be under way are.
 func TestRanges(t *testing.T) {
-	const size = 7*testRange + 123
+	const size = (maxRanges+3)*testRange + 123
 	object, o := newObject(t, size)
 	var under sync.WaitGroup
-	under.Add(1 + maxPrefetches)
+	under.Add(1 + maxRanges)
 	object.before = func(_ http.ResponseWriter, first int64) bool {
-		if first < (1+maxPrefetches)*testRange {
+		if first < (1+maxRanges)*testRange {
 			under.Done()
 			under.Wait()
 		}
@@ -91,12 +91,12 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// TestRangesOneByOne copies an object while other downloads use all the memory.
+// TestRangesOneByOne copies an object while other downloads have all the requests.
 func TestRangesOneByOne(t *testing.T) {
 	const size = 3 * testRange
 	object, o := newObject(t, size)
-	for range maxPrefetches {
-		o.prefetches <- struct{}{}
+	for range maxRanges {
+		o.ranges <- struct{}{}
 	}
 	path := filepath.Join(t.TempDir(), "file")
 	file, err := os.Create(path)

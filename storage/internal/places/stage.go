@@ -2,6 +2,7 @@ package places
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -48,6 +49,18 @@ func (b *bootID) read() ([]byte, error) {
 	return b.text, err
 }
 
+// processID tells the files that this Stager has begun from those that an earlier process has
+// left: of these, any bytes may be missing.
+type processID struct {
+	once sync.Once
+	text string
+}
+
+func (p *processID) String() string {
+	p.once.Do(func() { p.text = rand.Text() })
+	return p.text
+}
+
 // Stager is how files come from storage into a working directory.
 type Stager struct {
 	Layout
@@ -59,12 +72,14 @@ type Stager struct {
 	// Fetch appends to file what it lacks, from the byte at offset on.
 	Fetch func(ctx context.Context, id job.ID, info storage.Info, file *os.File, offset int64) error
 
-	boot bootID
+	boot    bootID
+	process processID
 }
 
 // Stage copies inputs/ to dir's inputs/. A file becomes visible there when it is
 // whole; one that is left from a Stage that was cut short is kept, and one that
-// was under way is continued. Whatever else lies in dir's inputs/ is removed.
+// was under way in the same process is continued. Whatever else lies in dir's inputs/ is
+// removed.
 func (s *Stager) Stage(ctx context.Context, id job.ID, dir *os.Root, how storage.Options) (storage.Staged, error) {
 	if err := s.CheckID(id); err != nil {
 		return storage.Staged{}, err
@@ -266,7 +281,7 @@ func (s *Stager) fetch(ctx context.Context, from Source, dir *workdir.Dir, name 
 	if held, err := dir.Holds(name, info.Size, mtime); held || err != nil {
 		return err
 	}
-	part := staging + hex.EncodeToString(mark[:16])
+	part := staging + hex.EncodeToString(mark[:16]) + "-" + s.process.String()
 	file, err := dir.Create(part)
 	if err != nil {
 		return err
