@@ -185,7 +185,7 @@ func TestVersion2(t *testing.T) {
 	b := s.bucket(c, "version2")
 	ctx := t.Context()
 	key := "a b/ü+%/x"
-	meta := map[string]string{"A": "1", "A-B": "2", "_a": "3"}
+	meta := map[string]string{"A": "1", "A-B": "2  or   3", "_a": "3"}
 	if _, err := c.PutObject(ctx, b, key, strings.NewReader("hello"), 5, minio.PutObjectOptions{ContentType: "text/x", UserMetadata: meta, SendContentMd5: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -273,6 +273,16 @@ func TestVersion2(t *testing.T) {
 		}
 		answer, text := s.send(r)
 		wantAnswer(t, answer, text, test.status, cmp.Or(test.code, "hello"))
+	}
+	for _, listing := range []string{
+		"/?bucket-region=us-east-1&prefix=v&max-buckets=2", "/" + b + "?versions&key-marker=a&version-id-marker=null", "/" + b + "/?list-type=2&start-after=a",
+	} {
+		r, err := http.NewRequestWithContext(ctx, "GET", "http://"+s.addr+listing, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, text := s.send(signer.SignV2(*r, accessKey, secretKey, false))
+		wantAnswer(t, answer, text, 200, "")
 	}
 }
 
