@@ -233,6 +233,7 @@ func TestVersion2(t *testing.T) {
 		{"response header", "response-content-type=a%2Fb", nil, nil, 200, ""},
 		{"virtual host", "", nil, nil, 200, ""},
 		{"date with an offset", "", func(r *http.Request) { r.Header.Set("Date", time.Now().Format(time.RFC1123Z)) }, nil, 200, ""},
+		{"date of UTC", "", func(r *http.Request) { r.Header.Set("Date", time.Now().UTC().Format(time.RFC1123)) }, nil, 200, ""},
 		{"no date", "", nil, func(r *http.Request) { r.Header.Del("Date") }, 403, "AccessDenied"},
 		{"old", "", func(r *http.Request) {
 			r.Header.Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))

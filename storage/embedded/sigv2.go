@@ -119,16 +119,20 @@ func (v *verifier) verifyV2Header(r *http.Request, query params, bucket string) 
 	return s, v.checkV2(r, s, signed, bucket, date, claim[end+1:])
 }
 
-// parseV2Date reads the time of a request that is signed by Version 2: as HTTP has it, or
-// with the offset from UTC, as some clients do.
+// v2Dates are the forms of the time of a request that is signed by Version 2, beside those of
+// HTTP: UTC by its name, as rclone has it, or with an offset, as others do, and S3's own.
+var v2Dates = []string{"Mon, 02 Jan 2006 15:04:05 UTC", time.RFC1123Z, amzTime}
+
+// parseV2Date reads the time of a request that is signed by Version 2.
 func parseV2Date(text string) (time.Time, error) {
-	if at, err := http.ParseTime(text); err == nil {
-		return at, nil
+	at, err := http.ParseTime(text)
+	for _, form := range v2Dates {
+		if err == nil {
+			break
+		}
+		at, err = time.Parse(form, text)
 	}
-	if at, err := time.Parse(time.RFC1123Z, text); err == nil {
-		return at, nil
-	}
-	return time.Parse(amzTime, text)
+	return at, err
 }
 
 // checkV2 returns an error unless value is the signature of the request with the query
