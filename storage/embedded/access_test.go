@@ -244,6 +244,7 @@ func TestVersion2(t *testing.T) {
 		{"another key", "", nil, func(r *http.Request) { r.URL.Path += "x" }, 403, "SignatureDoesNotMatch"},
 		{"another method", "", nil, func(r *http.Request) { r.Method = "DELETE" }, 403, "SignatureDoesNotMatch"},
 		{"another operation", "", nil, func(r *http.Request) { r.URL.RawQuery = "tagging" }, 403, "SignatureDoesNotMatch"},
+		{"a parameter that says nothing", "x-id=GetObject", nil, nil, 200, ""},
 		{"a parameter that is not signed", "annotation", nil, nil, 400, "InvalidRequest"},
 		{"a header as a parameter", "x-amz-meta-a=b", nil, nil, 400, "InvalidRequest"},
 		{"a header that was added", "", nil, func(r *http.Request) { r.Header.Set("X-Amz-Copy-Source", "/x/y") }, 403, "SignatureDoesNotMatch"},

@@ -33,13 +33,13 @@ var v2SubResources = []string{
 	"uploadId", "uploads", "versionId", "versioning", "versions", "website",
 }
 
-// v2Listing are the query parameters that Version 2 does not sign and that only choose what a
-// listing shows. A request with any other unsigned parameter is refused: what it would do is not
-// what was signed.
-var v2Listing = []string{
+// v2Unsigned are the query parameters that Version 2 does not sign and that only choose what a
+// listing shows, or nothing (x-id). A request with any other unsigned parameter is refused: what
+// it would do is not what was signed.
+var v2Unsigned = []string{
 	"bucket-region", "continuation-token", "delimiter", "encoding-type", "fetch-owner", "key-marker", "list-type", "marker",
 	"max-buckets", "max-keys", "max-parts", "max-uploads", "metadata", "part-number-marker", "prefix", "start-after",
-	"upload-id-marker", "version-id-marker",
+	"upload-id-marker", "version-id-marker", "x-id",
 }
 
 // v2Params are the signature's own, and those that stand for headers which are signed.
@@ -114,7 +114,7 @@ func (v *verifier) verifyV2Header(r *http.Request, query params, bucket string) 
 	if e := v.checkSkew(at); e != nil {
 		return nil, e
 	}
-	signed := slices.DeleteFunc(slices.Clone(query), func(p [2]string) bool { return slices.Contains(v2Listing, p[0]) })
+	signed := slices.DeleteFunc(slices.Clone(query), func(p [2]string) bool { return slices.Contains(v2Unsigned, p[0]) })
 	s := &signature{}
 	return s, v.checkV2(r, s, signed, bucket, date, claim[end+1:])
 }
