@@ -127,6 +127,7 @@ var classes = []class{
 	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsConflict, "The request conflicts with another one; try again"), ours: true},
 	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsFailedPrecondition, "The request is not possible in the present state"), ours: true},
 	{name: "no-room", status: http.StatusServiceUnavailable, match: of(errdefs.IsResourceExhausted, "Shepherd has run out of room for this; try again later"), ours: true, retryAfter: 30},
+	{name: "damaged", status: http.StatusInternalServerError, match: of(errdefs.IsDataLoss, "What the request needs is damaged; the daemon's log names it"), ours: true},
 	{name: "unavailable", status: http.StatusServiceUnavailable, match: of(errdefs.IsDeadlineExceeded, "A service that shepherd depends on takes too long; try again later"), ours: true, retryAfter: 5},
 	{name: "unavailable", status: http.StatusServiceUnavailable, match: of(errdefs.IsUnavailable, "A service that shepherd depends on is not reachable; try again later"), ours: true, retryAfter: 5},
 }

@@ -99,6 +99,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(errdefs.ErrResourceExhausted), 503, "Shepherd has run out of room for this; try again later", "30", true},
 		{wrap(context.DeadlineExceeded), 503, "A service that shepherd depends on takes too long; try again later", "5", true},
 		{wrap(errdefs.ErrUnavailable), 503, "A service that shepherd depends on is not reachable; try again later", "5", true},
+		{wrap(errdefs.ErrDataLoss), 500, "What the request needs is damaged; the daemon's log names it", "", true},
 		{wrap(errdefs.ErrPermissionDenied), 500, "Internal server error", "", true},
 		{wrap(errors.New("nil pointer")), 500, "Internal server error", "", true},
 		// What a job error says counts, whatever class it is wrapped with.

@@ -175,7 +175,12 @@ func statusError(server string, response *http.Response) *StatusError {
 		err = json.Unmarshal(body, &said)
 	}
 	if err != nil || said.Message == "" {
-		e.Message = fmt.Sprintf("%s answers %s; is it a shepherd of this version?", server, response.Status)
+		next := "is it a shepherd of this version?"
+		switch e.Status {
+		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout: // the daemon's own have a message
+			next = "a proxy is there that does not reach a daemon"
+		}
+		e.Message = fmt.Sprintf("%s answers %s; %s", server, response.Status, next)
 		return e
 	}
 	e.Message = said.Message

@@ -46,8 +46,8 @@ func TestStatusErrors(t *testing.T) {
 	}{
 		{404, `{"type":"urn:shepherd:problem:unknown-job","title":"Not Found","status":404,"detail":"no","message":"no","request_id":"r","field":"f"}`, "no", "no", "urn:shepherd:problem:unknown-job", "f"},
 		{500, `{"message":"m","detail":"the cause"}`, "m", "", "", ""},
-		{502, `<html>`, "answers 502 Bad Gateway; is it a shepherd", "", "", ""},
-		{302, ``, "answers 302 Found", "", "", ""},
+		{502, `<html>`, "answers 502 Bad Gateway; a proxy is there", "", "", ""},
+		{302, ``, "answers 302 Found; is it a shepherd", "", "", ""},
 		{503, `{"message":`, "answers 503", "", "", ""},
 	} {
 		c := open(t, func(w http.ResponseWriter, _ *http.Request) {

@@ -20,6 +20,8 @@ const (
 	uploadRounds = 5               // in which nothing gets further
 	uploadStall  = time.Minute     // without a byte
 	uploadPause  = time.Second / 2 // before another try, growing
+
+	uploadRedirects = 10 // of one request
 )
 
 // ErrStorage says that no file of an upload could be put into storage at all.
@@ -51,8 +53,8 @@ func (u *Uploader) Send(ctx context.Context, upload Upload) error {
 	if u.HTTP == nil {
 		transport := &http.Transport{Proxy: http.ProxyFromEnvironment, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: uploadsOpen}
 		defer transport.CloseIdleConnections()
-		sender.http = &http.Client{Transport: transport, CheckRedirect: func(next *http.Request, _ []*http.Request) error {
-			if next.Method != http.MethodPut { // a page to log in at, perhaps, which stores nothing
+		sender.http = &http.Client{Transport: transport, CheckRedirect: func(next *http.Request, via []*http.Request) error {
+			if next.Method != http.MethodPut || len(via) == uploadRedirects { // a page to log in at, perhaps, which stores nothing
 				return http.ErrUseLastResponse
 			}
 			return nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -149,6 +150,26 @@ func TestUploaderRedirected(t *testing.T) {
 	}
 	if err := u.Send(t.Context(), s.upload); !errors.Is(err, ErrStorage) || !strings.Contains(err.Error(), "302") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestUploaderRedirectedInACircle has a storage that redirects without end. net/http follows
+// where there is no body to send again, that is, for an empty file.
+func TestUploaderRedirectedInACircle(t *testing.T) {
+	s, u, _ := newUploadServer(t)
+	u.HTTP = nil
+	var asked atomic.Int64
+	circle := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) > 1000 { // so that this test ends
+			return
+		}
+		http.Redirect(w, r, "/", http.StatusTemporaryRedirect)
+	}))
+	defer circle.Close()
+	s.upload.Files = slices.DeleteFunc(s.upload.Files, func(f UploadedFile) bool { return f.Size > 0 })
+	s.upload.Files[0].Address = &circle.URL
+	if err := u.Send(t.Context(), s.upload); !errors.Is(err, ErrStorage) || !strings.Contains(err.Error(), "307") {
+		t.Errorf("%v after %d requests", err, asked.Load())
 	}
 }
 

@@ -51,6 +51,11 @@ func events(t *Target) *cobra.Command {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
 				printer := eventPrinter{to: s.out, form: form}
 				from := after
+				if follow {
+					if err := reach(ctx, s.ClientWithResponses); err != nil {
+						return err
+					}
+				}
 				if !follow || begin.Newest != nil {
 					last, err := s.keptEvents(ctx, id, begin, &printer)
 					if err != nil || !follow {

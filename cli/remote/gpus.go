@@ -54,6 +54,9 @@ func gpusCommand(c Config) *cobra.Command {
 
 // watchGPUs shows the GPUs of a node, or of all, and again whenever they change.
 func (s *session) watchGPUs(ctx context.Context, node string, form Format) error {
+	if err := reach(ctx, s.ClientWithResponses); err != nil {
+		return err
+	}
 	for change, err := range client.FollowFlock(ctx, s.ClientWithResponses) {
 		if err != nil {
 			return err

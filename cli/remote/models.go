@@ -148,6 +148,9 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 				return with(cmd, print)
 			}
 			return t.run(cmd, func(ctx context.Context, s *session) error {
+				if err := reach(ctx, s.ClientWithResponses); err != nil {
+					return err
+				}
 				for change, err := range client.FollowFlock(ctx, s.ClientWithResponses) {
 					if err != nil {
 						return err

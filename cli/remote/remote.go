@@ -202,6 +202,15 @@ func (t *Target) runTaking(cmd *cobra.Command, do func(context.Context, *session
 	return Hint(do(cmd.Context(), s))
 }
 
+// reach returns the error of a daemon that is not there. Commands that go on with what happens
+// begin with it: later they wait for a daemon that goes away.
+func reach(ctx context.Context, daemon *client.ClientWithResponses) error {
+	if _, err := daemon.GetSessionWithResponse(ctx); comesBack(err) {
+		return err
+	}
+	return nil // what else is wrong, the stream says
+}
+
 // interruptible executes do with a context that ends with an interrupt. A second one does not
 // wait for do, which may be writing where nobody reads.
 func (s *session) interruptible(ctx context.Context, do func(context.Context) error) error {

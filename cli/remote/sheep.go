@@ -44,6 +44,9 @@ func (p *SheepPrinter) List(ctx context.Context, daemon *client.ClientWithRespon
 
 // follow prints the sheep, and then each that changes.
 func (p *SheepPrinter) follow(ctx context.Context, daemon *client.ClientWithResponses, to io.Writer) error {
+	if err := reach(ctx, daemon); err != nil {
+		return err
+	}
 	lines := p.listing(to)
 	for change, err := range client.FollowFlock(ctx, daemon) {
 		if err != nil {

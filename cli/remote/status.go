@@ -45,6 +45,9 @@ func status(t *Target) *cobra.Command {
 // watchStatus shows how a job is doing, and again whenever something happens to it that
 // changes that, until it has ended.
 func (s *session) watchStatus(ctx context.Context, id string, form Format) error {
+	if err := reach(ctx, s.ClientWithResponses); err != nil {
+		return err
+	}
 	last := ""
 	for _, err := range client.Follow(ctx, s.ClientWithResponses, id, "") {
 		if err != nil {

@@ -165,6 +165,10 @@ func TestWatchWebhooks(t *testing.T) {
 func TestWatchStatus(t *testing.T) {
 	asked := 0
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/session" {
+			http.NotFound(w, r)
+			return
+		}
 		if r.URL.Path == "/jobs/j/events" {
 			w.Header().Set("Content-Type", "text/event-stream")
 			for id, event := range []string{"queued", "claimed", "started", "ended"} {
@@ -196,6 +200,38 @@ func TestWatchStatus(t *testing.T) {
 	}
 }
 
+// A command that would wait for a daemon that goes away fails where there is none to begin with.
+func TestWatchOfNoDaemon(t *testing.T) {
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "<html>Bad Gateway</html>", http.StatusBadGateway)
+	}))
+	defer proxy.Close()
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	for name, c := range map[string]struct {
+		command func(Config) *cobra.Command
+		args    string
+	}{
+		"events":       {eventsCommand, "-f"},
+		"job's events": {eventsCommand, "job-1 -f"},
+		"status":       {statusCommand, "job-1 -w"},
+		"gpus":         {gpusCommand, "-w"},
+		"sheep":        {sheepCommand, "ls -w"},
+		"models":       {modelsCommand, "ls -w"},
+	} {
+		for _, server := range []string{proxy.URL, gone.URL} {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a hang guard
+			cmd := c.command(Config{})
+			cmd.SilenceErrors, cmd.SilenceUsage = true, true
+			cmd.SetArgs(append(strings.Fields(c.args), "--server", server))
+			if err := cmd.ExecuteContext(ctx); ExitCode(err) != ExitUnreachable || ctx.Err() != nil || server == proxy.URL && !strings.Contains(err.Error(), "a proxy is there") {
+				t.Errorf("%s of %s: %v", name, server, err)
+			}
+			cancel()
+		}
+	}
+}
+
 // Events of all jobs begin with the newest ones, and go on after the last of these.
 func TestNewestEvents(t *testing.T) {
 	var mu sync.Mutex
@@ -204,6 +240,10 @@ func TestNewestEvents(t *testing.T) {
 		fmt.Fprintf(w, "id: %d\ndata: {\"event\": \"queued\", \"job_id\": \"job-%d\"}\n\n", id, id)
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/session" {
+			http.NotFound(w, r)
+			return
+		}
 		mu.Lock()
 		asked = append(asked, r.URL.Query().Encode())
 		mu.Unlock()

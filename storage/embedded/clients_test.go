@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -103,12 +104,21 @@ func TestAWSCommandLine(t *testing.T) {
 
 func TestRclone(t *testing.T) {
 	rclone := testenv.Command(t, "rclone", "rclone")
+	for name, v2 := range signatureVersions {
+		t.Run(name, func(t *testing.T) { testRclone(t, rclone, v2) })
+	}
+}
+
+// signatureVersions says by the test's name whether a client signs by Version 2.
+var signatureVersions = map[string]bool{"version 4": false, "version 2": true}
+
+func testRclone(t *testing.T, rclone string, v2 bool) {
 	s := start(t, t.TempDir())
 	env := []string{
 		"RCLONE_CONFIG=/dev/null", "RCLONE_CONFIG_S_TYPE=s3", "RCLONE_CONFIG_S_PROVIDER=Other", "RCLONE_CONFIG_S_REGION=us-east-1",
 		"RCLONE_CONFIG_S_ACCESS_KEY_ID=" + accessKey, "RCLONE_CONFIG_S_SECRET_ACCESS_KEY=" + secretKey,
 		"RCLONE_CONFIG_S_ENDPOINT=http://" + s.addr, "RCLONE_RETRIES=1", "RCLONE_LOW_LEVEL_RETRIES=1",
-		"RCLONE_S3_UPLOAD_CUTOFF=5M", "RCLONE_S3_CHUNK_SIZE=5M", "RCLONE_S3_COPY_CUTOFF=6M",
+		"RCLONE_S3_UPLOAD_CUTOFF=5M", "RCLONE_S3_CHUNK_SIZE=5M", "RCLONE_S3_COPY_CUTOFF=6M", "RCLONE_S3_V2_AUTH=" + strconv.FormatBool(v2),
 	}
 	rc := func(args ...string) string {
 		t.Helper()
@@ -139,10 +149,16 @@ func TestRclone(t *testing.T) {
 
 func TestS3cmd(t *testing.T) {
 	s3cmd := testenv.Command(t, "s3cmd", "s3cmd")
+	for name, v2 := range signatureVersions {
+		t.Run(name, func(t *testing.T) { testS3cmd(t, s3cmd, v2) })
+	}
+}
+
+func testS3cmd(t *testing.T, s3cmd string, v2 bool) {
 	s := start(t, t.TempDir())
 	config := filepath.Join(t.TempDir(), "s3cfg")
 	text := "[default]\naccess_key = " + accessKey + "\nsecret_key = " + secretKey + "\nhost_base = " + s.addr + "\nhost_bucket = " + s.addr +
-		"\nuse_https = False\nbucket_location = us-east-1\nmultipart_chunk_size_mb = 5\n"
+		"\nuse_https = False\nbucket_location = us-east-1\nmultipart_chunk_size_mb = 5\nsignature_v2 = " + strconv.FormatBool(v2) + "\n"
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

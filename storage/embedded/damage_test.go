@@ -88,6 +88,20 @@ func TestDamagedFiles(t *testing.T) {
 			t.Errorf("damaged outputs as inputs: %v", err)
 		}
 
+		var listed []string
+		for file, err := range store.List(t.Context(), output, "outputs/") {
+			if err != nil || file.Modified.IsZero() {
+				t.Errorf("damaged outputs are listed as %+v, %v", file, err)
+			}
+			if _, err := store.Open(t.Context(), output, file.Name, nil); !errdefs.IsDataLoss(err) {
+				t.Errorf("a damaged output is opened: %v", err)
+			}
+			listed = append(listed, file.Name)
+		}
+		if strings.Join(listed, " ") != "outputs/a outputs/b" {
+			t.Errorf("of the damaged outputs %q are listed", listed)
+		}
+
 		for _, id := range []job.ID{state, input, output} {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // instead of removing for ever
 			if err := store.Remove(ctx, id); err != nil {

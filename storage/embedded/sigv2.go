@@ -33,12 +33,13 @@ var v2SubResources = []string{
 	"uploadId", "uploads", "versionId", "versioning", "versions", "website",
 }
 
-// v2Listing are the query parameters that Version 2 does not sign and that only choose what a
-// listing shows. A URL with any other unsigned parameter is refused: what it would do is not
-// what was signed.
-var v2Listing = []string{
-	"continuation-token", "delimiter", "encoding-type", "fetch-owner", "key-marker", "list-type", "marker",
-	"max-buckets", "max-keys", "max-parts", "max-uploads", "metadata", "part-number-marker", "prefix", "start-after", "upload-id-marker",
+// v2Unsigned are the query parameters that Version 2 does not sign and that only choose what a
+// listing shows, or nothing (x-id). A request with any other unsigned parameter is refused: what
+// it would do is not what was signed.
+var v2Unsigned = []string{
+	"bucket-region", "continuation-token", "delimiter", "encoding-type", "fetch-owner", "key-marker", "list-type", "marker",
+	"max-buckets", "max-keys", "max-parts", "max-uploads", "metadata", "part-number-marker", "prefix", "start-after",
+	"upload-id-marker", "version-id-marker", "x-id",
 }
 
 // v2Params are the signature's own, and those that stand for headers which are signed.
@@ -113,27 +114,31 @@ func (v *verifier) verifyV2Header(r *http.Request, query params, bucket string) 
 	if e := v.checkSkew(at); e != nil {
 		return nil, e
 	}
-	signed := slices.DeleteFunc(slices.Clone(query), func(p [2]string) bool { return slices.Contains(v2Listing, p[0]) })
+	signed := slices.DeleteFunc(slices.Clone(query), func(p [2]string) bool { return slices.Contains(v2Unsigned, p[0]) })
 	s := &signature{}
 	return s, v.checkV2(r, s, signed, bucket, date, claim[end+1:])
 }
 
-// parseV2Date reads the time of a request that is signed by Version 2: as HTTP has it, or
-// with the offset from UTC, as some clients do.
+// v2Dates are the forms of the time of a request that is signed by Version 2, beside those of
+// HTTP: UTC by its name, as rclone has it, or with an offset, as others do, and S3's own.
+var v2Dates = []string{"Mon, 02 Jan 2006 15:04:05 UTC", time.RFC1123Z, amzTime}
+
+// parseV2Date reads the time of a request that is signed by Version 2.
 func parseV2Date(text string) (time.Time, error) {
-	if at, err := http.ParseTime(text); err == nil {
-		return at, nil
+	at, err := http.ParseTime(text)
+	for _, form := range v2Dates {
+		if err == nil {
+			break
+		}
+		at, err = time.Parse(form, text)
 	}
-	if at, err := time.Parse(time.RFC1123Z, text); err == nil {
-		return at, nil
-	}
-	return time.Parse(amzTime, text)
+	return at, err
 }
 
 // checkV2 returns an error unless value is the signature of the request with the query
 // parameters and the date, and sets what s says of its body.
 func (v *verifier) checkV2(r *http.Request, s *signature, query params, bucket, date, value string) *apiError {
-	resource, e := v2Resource(r, query, bucket)
+	signed, e := v2Signed(query)
 	if e != nil {
 		return e
 	}
@@ -144,10 +149,15 @@ func (v *verifier) checkV2(r *http.Request, s *signature, query params, bucket, 
 	case strings.HasPrefix(s.payload, "STREAMING-AWS4-"):
 		return badRequest(codeInvalidRequest, "Chunks are signed together with a request by %s.", algorithm)
 	}
-	text := strings.Join([]string{
-		r.Method, r.Header.Get("Content-Md5"), r.Header.Get("Content-Type"), date, v2AmzHeaders(r.Header) + resource,
-	}, "\n")
-	return compareSignatures(v.signV2(text), value)
+	for _, path := range v2Paths(r, bucket) {
+		text := strings.Join([]string{
+			r.Method, r.Header.Get("Content-Md5"), r.Header.Get("Content-Type"), date, v2AmzHeaders(r.Header) + path + signed,
+		}, "\n")
+		if e = compareSignatures(v.signV2(text), value); e == nil {
+			return nil
+		}
+	}
+	return e
 }
 
 // signV2 signs a text as Version 2 does.
@@ -157,9 +167,21 @@ func (v *verifier) signV2(text string) string {
 	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// v2Resource is the path and the parameters as they are signed: the path as it was sent,
-// values decoded, sorted by name.
-func v2Resource(r *http.Request, query params, bucket string) (string, *apiError) {
+// v2Paths are the paths that may have been signed: the one that was sent, with the bucket that
+// the host names. boto3 signs that of a bucket with a slash at its end, and sends it without.
+func v2Paths(r *http.Request, bucket string) []string {
+	path := r.URL.EscapedPath()
+	if bucket != "" {
+		path = "/" + bucket + path
+	}
+	if strings.LastIndexByte(path, '/') == 0 && path != "/" {
+		return []string{path, path + "/"}
+	}
+	return []string{path}
+}
+
+// v2Signed are the parameters as they are signed: values decoded, sorted by name.
+func v2Signed(query params) (string, *apiError) {
 	var signed []string
 	for _, p := range query {
 		if !signsV2(p[0]) {
@@ -180,22 +202,19 @@ func v2Resource(r *http.Request, query params, bucket string) (string, *apiError
 		nameB, _, _ := strings.Cut(b, "=")
 		return strings.Compare(nameA, nameB)
 	})
-	resource := r.URL.EscapedPath()
-	if bucket != "" {
-		resource = "/" + bucket + resource
+	if len(signed) == 0 {
+		return "", nil
 	}
-	if len(signed) > 0 {
-		resource += "?" + strings.Join(signed, "&")
-	}
-	return resource, nil
+	return "?" + strings.Join(signed, "&"), nil
 }
 
-// v2AmzHeaders are S3's own headers as they are signed, all of them.
+// v2AmzHeaders are S3's own headers as they are signed, all of them. Spaces within a value stay
+// as they are, other than for Version 4.
 func v2AmzHeaders(h http.Header) string {
 	var lines []string
 	for name, values := range h {
 		if strings.HasPrefix(name, "X-Amz-") {
-			lines = append(lines, strings.ToLower(name)+":"+trimSpaces(strings.Join(values, ","))+"\n")
+			lines = append(lines, strings.ToLower(name)+":"+strings.TrimSpace(strings.Join(values, ","))+"\n")
 		}
 	}
 	slices.SortFunc(lines, func(a, b string) int {

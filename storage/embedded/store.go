@@ -439,7 +439,7 @@ func (o *Store) Put(ctx context.Context, id job.ID, name string, r io.Reader, si
 // entry is a file of a job in a listing.
 type entry struct {
 	storage.Info
-	damaged bool // it cannot be read, and nothing is known of it but its name
+	damaged bool // it cannot be read, and nothing is known of it but its name and time
 }
 
 // entries yields the files whose name begins with prefix, in the order of their
@@ -472,17 +472,6 @@ func (o *Store) entries(ctx context.Context, id job.ID, prefix string) iter.Seq2
 	}
 }
 
-// list yields the files that can be read, as entries does.
-func (o *Store) list(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
-		for e, err := range o.entries(ctx, id, prefix) {
-			if !e.damaged && !yield(e.Info, err) {
-				return
-			}
-		}
-	}
-}
-
 // listStaged yields all files of a job's place, also damaged ones: a job must not run
 // without such an input. They have a size, so that their data is asked for, which fails.
 func (o *Store) listStaged(ctx context.Context, id job.ID) iter.Seq2[storage.Info, error] {
@@ -498,18 +487,19 @@ func (o *Store) listStaged(ctx context.Context, id job.ID) iter.Seq2[storage.Inf
 	}
 }
 
-// List implements storage.Store.
+// List implements storage.Store. A damaged file is listed, without a size or an ETag: who takes
+// all files must not miss that there is one more, and is told so when opening it.
 func (o *Store) List(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
 	return func(yield func(storage.Info, error) bool) {
 		if err := o.CheckID(id); err != nil {
 			yield(storage.Info{}, err)
 			return
 		}
-		for info, err := range o.list(ctx, id, prefix) {
+		for e, err := range o.entries(ctx, id, prefix) {
 			if err != nil {
 				err = fmt.Errorf("list the files of job %s: %w", id, err)
 			}
-			if !yield(info, err) {
+			if !yield(e.Info, err) {
 				return
 			}
 		}

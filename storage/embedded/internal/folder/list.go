@@ -28,7 +28,7 @@ type Query struct {
 type Item struct {
 	*Info
 	Prefix  string
-	Damaged bool // it cannot be read, and nothing is known of it but its Key
+	Damaged bool // it cannot be read, and nothing is known of it but its Key and Modified
 }
 
 // Page is a part of a listing, in key order. Next continues it: Query.After of
@@ -234,6 +234,9 @@ func (l *lister) add(path, key string, indexed bool) (bool, error) {
 				return true, nil
 			}
 			info, item.Damaged, err = &Info{Key: key}, true, nil
+			if stat, err := os.Lstat(path); err == nil {
+				info.Modified = stat.ModTime()
+			}
 		}
 		if err != nil {
 			return false, err
