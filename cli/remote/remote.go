@@ -56,7 +56,7 @@ type Config struct {
 }
 
 // ErrNoDaemon means that no daemon is running with a configuration.
-var ErrNoDaemon = errors.New("no daemon is running with this configuration; start it, or give another's address with --server")
+var ErrNoDaemon = errors.New("no daemon is running with this configuration; start it, or give the address of another with --server")
 
 // Error is an error with the exit code of its kind.
 type Error struct {
