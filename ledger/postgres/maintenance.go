@@ -297,7 +297,7 @@ func (m *maintenance) takeBack(ctx context.Context, node string) error {
 	for _, claim := range held {
 		why := ledger.Return{
 			Cause: job.CauseNodeLost, Spent: claim.State == job.Processing,
-			Reason: fmt.Sprintf("node %s was not heard from", node),
+			Reason: fmt.Sprintf("the lease of node %s has ended", node),
 		}
 		if err := m.release(ctx, &claim, why); err != nil {
 			return err
