@@ -1,7 +1,7 @@
 // Package remote is the part of the command line that asks a daemon over its API:
-// submit, ls, wait, result and the others that users of a daemon need. It needs
-// nothing of the machine, so that it also builds for macOS and Windows, where the
-// program has these commands alone.
+// submit, ls, wait, result and the other commands for users of a daemon. It does not
+// depend on the system, so it also builds for macOS and Windows, where the program has
+// only these commands.
 package remote
 
 import (
