@@ -34,7 +34,7 @@ func ParseScope(s string) (Scope, error) {
 	if scope := Scope(s); slices.Contains(Scopes(), scope) {
 		return scope, nil
 	}
-	return "", fmt.Errorf("%q is no scope; expected one of submit, read, admin", s)
+	return "", fmt.Errorf("%q is not a scope; expected one of submit, read, admin", s)
 }
 
 // Caller is the authenticated sender of a request.

@@ -26,7 +26,7 @@ func (p Peer) String() string { return "uid " + strconv.FormatUint(uint64(p.UID)
 func PeerOf(conn *net.UnixConn) (Peer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return Peer{}, fmt.Errorf("ask who is at the socket: %w", err)
+		return Peer{}, fmt.Errorf("identify the peer of the socket: %w", err)
 	}
 	var peer Peer
 	var failed error
@@ -45,7 +45,7 @@ func PeerOf(conn *net.UnixConn) (Peer, error) {
 		err = failed
 	}
 	if err != nil {
-		return Peer{}, fmt.Errorf("ask who is at the socket: %w", err)
+		return Peer{}, fmt.Errorf("identify the peer of the socket: %w", err)
 	}
 	return peer, nil
 }

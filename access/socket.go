@@ -87,7 +87,7 @@ func makeRoom(path string) error {
 		return fmt.Errorf("look at the socket %s: %w", path, err)
 	}
 	if info.Mode()&fs.ModeSocket == 0 {
-		return fmt.Errorf("%s is there and is no socket: remove it, or set api.socket to another path", path)
+		return fmt.Errorf("%s exists and is not a socket: remove it, or set api.socket to another path", path)
 	}
 	conn, err := Dial(context.Background(), path)
 	if err == nil {

@@ -171,7 +171,7 @@ func TestSocketThatIsThere(t *testing.T) {
 	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(path, nil); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if _, err := Listen(path, nil); err == nil || !strings.Contains(err.Error(), "is not a socket") {
 		t.Errorf("where a file is: %v", err)
 	}
 	if kept, err := os.ReadFile(path); err != nil || string(kept) != "mine" {

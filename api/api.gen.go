@@ -290,53 +290,53 @@ func (e ListMessagesParamsState) Valid() bool {
 	}
 }
 
-// Attempt One time that a sheep took a job, until it ended it or gave it back
+// Attempt One claim of a job by a sheep, until the sheep ended the job or handed it back
 type Attempt struct {
 	// BeganAt When the sheep took it
 	BeganAt *Time `json:"began_at"`
 
-	// Cause Why it ended, such as `done`, `error`, `runner-died`, `load-timeout`, `cancelled`, `sheep` or `interrupted`; null while it lasts
+	// Cause Why it ended, such as `done`, `error`, `runner-died`, `load-timeout`, `cancelled`, `sheep` or `interrupted`; null until its end
 	//
 	// Example: error
 	Cause *string `json:"cause"`
 
-	// EndedAt Null while it lasts
+	// EndedAt Null until its end
 	EndedAt *Time     `json:"ended_at"`
 	Gpu     *GPUUsage `json:"gpu"`
 
 	// Node The name of the daemon, as configured
 	Node string `json:"node"`
 
-	// Number Which attempt of that run, from 1
+	// Number The attempt of that run, from 1
 	Number int `json:"number"`
 
-	// Phases How long the parts of an attempt took, in seconds; null for those that there were not. Parts may overlap
+	// Phases The durations of the phases of an attempt, in seconds; null for those that it did not have. Phases may overlap
 	Phases Phases `json:"phases"`
 
 	// Reason The same in words
 	Reason *string `json:"reason"`
 
-	// Run Of which run of the job, from 1
+	// Run The run of the job, from 1
 	Run   int    `json:"run"`
 	Sheep string `json:"sheep"`
 
-	// Spent Whether it counts towards the tries that the job has
+	// Spent Whether it counts towards the job's `retries`
 	Spent bool `json:"spent"`
 
-	// StartedAt When its turn there came; null where it was only prepared
+	// StartedAt When the sheep began with the job; null if it was only prepared
 	StartedAt *Time `json:"started_at"`
 }
 
 // Check defines model for Check.
 type Check struct {
-	// Message What is wrong; the daemon's log says more
+	// Message What is wrong; the daemon's log has more
 	Message *string `json:"message"`
 	Ready   bool    `json:"ready"`
 }
 
 // DeviceUser defines model for DeviceUser.
 type DeviceUser struct {
-	// Budget What it may take of the memory, in bytes; null for all
+	// Budget The most memory that it may take, in bytes; null for all
 	Budget *int64 `json:"budget"`
 
 	// Instance The UUID of the MIG instance that it has; null for the whole GPU
@@ -359,17 +359,17 @@ type Duration = any
 
 // Error defines model for Error.
 type Error struct {
-	// Detail The cause, told only by a daemon in debug mode
+	// Detail The cause; sent only in debug mode
 	Detail  *string `json:"detail,omitempty"`
 	Message string  `json:"message"`
 }
 
-// Estimate When something is expected, by what the models' jobs took lately, what is ahead in the queue and the sheep that can run it; what is submitted later and goes first is not known
+// Estimate An estimate, from the durations of the models' recent jobs, the jobs ahead in the queue and the sheep that can run it; jobs that are submitted later and go first are not known
 type Estimate struct {
-	// Earliest In one case of ten it is before this
+	// Earliest It is earlier in one case of ten
 	Earliest *Time `json:"earliest"`
 
-	// Latest In one case of ten it is after this
+	// Latest It is later in one case of ten
 	Latest *Time `json:"latest"`
 
 	// Likely Example: 2026-11-22T10:08:03.942214
@@ -382,18 +382,18 @@ type Event struct {
 	At      *Time `json:"at"`
 	Attempt *int  `json:"attempt"`
 
-	// Cause Why the attempt ended, of returned and ended
+	// Cause Why the attempt ended; only in returned and ended
 	Cause        *string    `json:"cause"`
 	ErrorDetails *Failure   `json:"error_details"`
 	Event        EventEvent `json:"event"`
 
-	// Id What to go on after; left out of `progress`
+	// Id For `Last-Event-ID` and `after`; left out of `progress`
 	Id    *string `json:"id,omitempty"`
 	JobId string  `json:"job_id"`
 	Model Model   `json:"model"`
 	Node  *string `json:"node"`
 
-	// Progress Of progress alone
+	// Progress Only in progress
 	Progress *Progress `json:"progress,omitempty"`
 
 	// Reason The same in words
@@ -408,7 +408,7 @@ type Event struct {
 	// SheepId The sheep it is addressed to
 	SheepId *string `json:"sheep_id"`
 
-	// Status The job's, after the event
+	// Status The job's state after the event
 	Status job.State `json:"status"`
 }
 
@@ -422,20 +422,20 @@ type Explanation struct {
 	// Next What can be done
 	Next []string `json:"next"`
 
-	// Reasons What lies behind it, the most important first
+	// Reasons The reasons, the most important first
 	Reasons []string  `json:"reasons"`
 	Status  job.State `json:"status"`
 
 	// Summary In one sentence
 	Summary string `json:"summary"`
 
-	// Text All of it, a line each
+	// Text All of these, a line each
 	Text string `json:"text"`
 }
 
 // Failure Why the job failed
 type Failure struct {
-	// ExceptionTraceback Told only by a daemon in debug mode
+	// ExceptionTraceback Sent only in debug mode
 	ExceptionTraceback *string `json:"exception_traceback"`
 	ExceptionType      *string `json:"exception_type"`
 	Message            string  `json:"message"`
@@ -443,7 +443,7 @@ type Failure struct {
 
 // FileEntry defines model for FileEntry.
 type FileEntry struct {
-	// Address Where whoever has it fetches the file, as long as `presign` says; left out without that
+	// Address An address for fetching the file without credentials, for the time of `presign`; left out without it
 	Address *string `json:"address,omitempty"`
 	Etag    *string `json:"etag"`
 
@@ -459,7 +459,7 @@ type FileEntry struct {
 
 // FileList defines model for FileList.
 type FileList struct {
-	// Bytes What they take together
+	// Bytes The size of all of them
 	Bytes int64       `json:"bytes"`
 	Files []FileEntry `json:"files"`
 }
@@ -472,7 +472,7 @@ type Flock struct {
 	// Sheep By name
 	Sheep []FlockSheep `json:"sheep"`
 
-	// Trouble Why the queue, and the times of jobs under way, are not known at the moment; null where they are
+	// Trouble Why the queue, and the times of running jobs, are not known at the moment; null if they are
 	Trouble *string `json:"trouble"`
 }
 
@@ -480,7 +480,7 @@ type Flock struct {
 type FlockEvents struct {
 	Events []Event `json:"events"`
 
-	// Skipped There were more than these
+	// Skipped Whether there were more than these
 	Skipped bool `json:"skipped"`
 }
 
@@ -489,19 +489,19 @@ type FlockQueue struct {
 	// Head The first of them, in the order of their positions
 	Head []QueuedJob `json:"head"`
 
-	// Labels By label, as KEY=VALUE, most first
+	// Labels By label, as KEY=VALUE, the largest first
 	Labels []QueueGroup `json:"labels"`
 
-	// Models How many jobs wait of what, of those that total counts: by model, most first, at most 30
+	// Models The numbers of waiting jobs by model, of those that total counts: the largest first, at most 30
 	Models []QueueGroup `json:"models"`
 
-	// More There are more than that
+	// More Whether there are more than that
 	More bool `json:"more"`
 
 	// Priorities The same by priority, the highest first
 	Priorities []QueueGroup `json:"priorities"`
 
-	// Tenants By tenant, most first; empty for a tenant
+	// Tenants By tenant, the largest first; empty for callers with a tenant
 	Tenants []QueueGroup `json:"tenants"`
 
 	// Total How many jobs wait
@@ -516,21 +516,21 @@ type FlockSheep struct {
 	// device that is out
 	Condition SheepCondition `json:"condition"`
 
-	// Detail What it is doing beyond that, or why it takes no jobs, in words
+	// Detail What else it is doing, or why it takes no jobs
 	Detail *string `json:"detail"`
 
-	// Job The job under way
+	// Job The running job
 	Job   *string `json:"job"`
 	Model Model   `json:"model"`
 
 	// Name NODE/SHEEP in a fleet
 	Name string `json:"name"`
 
-	// Node The node that has it; null where the daemon is alone
+	// Node The node that has it; null without a fleet
 	Node     *string   `json:"node"`
 	Progress *Progress `json:"progress"`
 
-	// Pull How far the fetching of a model is that detail tells of; null where none is fetched, or that is not known
+	// Pull The progress of the pull in detail; null if there is none, or it is not known
 	Pull *PullProgress `json:"pull"`
 
 	// Running A runner is up, with the model
@@ -539,10 +539,10 @@ type FlockSheep struct {
 	// RunningSince When the runner began with the job; null while it is prepared or its model is loaded
 	RunningSince *Time `json:"running_since"`
 
-	// StartedAt When the job's turn came
+	// StartedAt When the sheep began with the job
 	StartedAt *Time `json:"started_at"`
 
-	// TurnEndsAt Until when jobs of its model go before older ones of other models
+	// TurnEndsAt The end of the time in which jobs of its model go before older ones of other models
 	TurnEndsAt *Time `json:"turn_ends_at"`
 
 	// Type Example: bare
@@ -554,16 +554,16 @@ type FlockSheep struct {
 
 // GPU defines model for GPU.
 type GPU struct {
-	// Detail Why it is out, or why it is not known how it fares
+	// Detail Why it is out, or why its health is not known
 	Detail *string `json:"detail"`
 
 	// Foreign Processes on it that are not shepherd's
 	Foreign []GPUProcess `json:"foreign"`
 
-	// Health `out`: it runs no jobs and is tested again; `unknown`: the driver does not tell, and it runs jobs
+	// Health `out`: it runs no jobs and is tested again; `unknown`: the driver does not report it, and it runs jobs
 	Health GPUHealth `json:"health"`
 
-	// Index That of nvidia-smi
+	// Index As in nvidia-smi
 	Index int `json:"index"`
 
 	// Memory In all, in bytes
@@ -572,7 +572,7 @@ type GPU struct {
 	// Name Example: NVIDIA A100-SXM4-80GB
 	Name string `json:"name"`
 
-	// Node The node that has it; left out where the daemon is alone, and in GET /gpus, which is of one node
+	// Node The node that has it; left out without a fleet, and in GET /gpus, which is about one node
 	Node *string `json:"node,omitempty"`
 
 	// OutSince Example: 2026-11-22T10:08:03.942214
@@ -584,7 +584,7 @@ type GPU struct {
 	// RetestAt Example: 2026-11-22T10:08:03.942214
 	RetestAt *Time `json:"retest_at"`
 
-	// Sheep Those with a share of it
+	// Sheep The sheep with a share of it
 	Sheep []DeviceUser `json:"sheep"`
 
 	// Temperature In degrees Celsius
@@ -603,12 +603,12 @@ type GPU struct {
 	Uuid string `json:"uuid"`
 }
 
-// GPUHealth `out`: it runs no jobs and is tested again; `unknown`: the driver does not tell, and it runs jobs
+// GPUHealth `out`: it runs no jobs and is tested again; `unknown`: the driver does not report it, and it runs jobs
 type GPUHealth string
 
 // GPUList defines model for GPUList.
 type GPUList struct {
-	// Cuda The newest CUDA that the driver serves
+	// Cuda The newest CUDA version that the driver supports
 	//
 	// Example: 12.4
 	Cuda *string `json:"cuda"`
@@ -619,10 +619,10 @@ type GPUList struct {
 	Driver *string `json:"driver"`
 	Gpus   []GPU   `json:"gpus"`
 
-	// Others Devices of sheep that NVIDIA's driver does not tell of
+	// Others Devices of sheep that NVIDIA's driver does not list
 	Others []OtherDevice `json:"others"`
 
-	// Trouble Why it is not known how the GPUs fare; null where it is
+	// Trouble Why the state of the GPUs is not known; null if it is
 	Trouble *string `json:"trouble"`
 }
 
@@ -638,9 +638,9 @@ type GPUProcess struct {
 	Used int64 `json:"used"`
 }
 
-// GPUUsage What the job used of GPUs, once it has ended on a sheep that has any
+// GPUUsage The job's use of GPUs, if it has ended on a sheep that has any
 type GPUUsage struct {
-	// PeakMemory The most memory it had on them, in bytes; null where the driver did not tell
+	// PeakMemory The most memory that it had on them, in bytes; null if the driver did not report it
 	PeakMemory *int64 `json:"peak_memory"`
 
 	// Seconds How long the runner had the job times the number of GPUs
@@ -657,24 +657,24 @@ type Group struct {
 		Queued     int `json:"queued"`
 	} `json:"counts"`
 
-	// Ended All its jobs have
+	// Ended Whether all its jobs have ended
 	Ended bool   `json:"ended"`
 	Group string `json:"group"`
 
-	// Jobs In the order of their submission, the first 1000; as in a listing
+	// Jobs The first 1000, in the order of their submission, as in a list
 	Jobs []Job `json:"jobs"`
 
-	// More There are others: `GET /jobs?group=` lists them all
+	// More Whether there are others: `GET /jobs?group=` lists all
 	More bool `json:"more"`
 }
 
 // GroupRequest defines model for GroupRequest.
 type GroupRequest struct {
-	// Group The group's name, as a job is named; made by the daemon where it is left out
+	// Group The group's name, in the form of a job's id; by default the daemon generates it
 	Group *string      `json:"group,omitempty"`
 	Jobs  []JobRequest `json:"jobs"`
 
-	// Webhook Told once when all jobs of the group have ended; without `events`
+	// Webhook Notified once when all jobs of the group have ended; without `events`
 	Webhook *Webhook `json:"webhook,omitempty"`
 }
 
@@ -685,13 +685,13 @@ type Health struct {
 
 // InputReference defines model for InputReference.
 type InputReference struct {
-	// As The file's name below `inputs/`, its own name if left out; or the directory's, none if left out
+	// As The name of the file (by default its own) or of the directory (by default none) below `inputs/`
 	As *string `json:"as,omitempty"`
 
-	// Job The job whose files they are; its outputs only once it is done
+	// Job The job that has the files; its outputs only if it is done
 	Job string `json:"job"`
 
-	// Path A file, such as `outputs/output`, or a directory, which ends with a slash; `outputs/`, which is all outputs, if left out
+	// Path A file, such as `outputs/output`, or a directory, which ends with a slash; by default `outputs/`, which is all outputs
 	Path *string `json:"path,omitempty"`
 }
 
@@ -700,32 +700,32 @@ type Job struct {
 	// After The jobs whose outputs are among its inputs
 	After []string `json:"after"`
 
-	// Attempt How often it was given to a sheep, this run
+	// Attempt How often it was given to a sheep in this run
 	Attempt int `json:"attempt"`
 
-	// Attempts Every time that a sheep took the job, of this run and of earlier ones, oldest first, as far as they are kept; left out of listings
+	// Attempts Each time that a sheep took the job, in this run and in earlier ones, oldest first, as far as they are kept; left out of lists
 	Attempts *[]Attempt `json:"attempts,omitempty"`
 
-	// Cancelling Its end was asked for, and the sheep that has it has not stopped yet
+	// Cancelling It was cancelled, and the sheep that has it has not stopped it yet
 	Cancelling bool `json:"cancelling"`
 
-	// Deadline The time at which it fails where it has not ended by then
+	// Deadline The time at which it fails if it has not ended
 	Deadline *Time `json:"deadline"`
 
-	// Detail What its sheep is doing for it, such as how far the pull of its model is
+	// Detail What its sheep is doing for it, such as the progress of the pull of its model
 	Detail *string `json:"detail"`
 
 	// EnqueuedAt Example: 2026-11-22T10:08:03.942214
 	EnqueuedAt   *Time    `json:"enqueued_at"`
 	ErrorDetails *Failure `json:"error_details"`
 
-	// ExpectedEnd Of a job that runs: when it is expected to end; null where too little is known, and in listings
+	// ExpectedEnd When a running job is expected to end; null if too little is known, and in lists
 	ExpectedEnd *Estimate `json:"expected_end"`
 
-	// ExpectedStart Of a job that waits: when a sheep is expected to start it; null where too little is known, and in listings
+	// ExpectedStart When a sheep is expected to start a job that waits; null if too little is known, and in lists
 	ExpectedStart *Estimate `json:"expected_start"`
 
-	// FilesRemoved The files are gone
+	// FilesRemoved The files were removed
 	FilesRemoved bool `json:"files_removed"`
 
 	// FinishedAt Example: 2026-11-22T10:08:03.942214
@@ -736,13 +736,13 @@ type Job struct {
 	Group *string `json:"group"`
 	JobId string  `json:"job_id"`
 
-	// KeptUntil The time at which the files of a job that has ended are removed, or were; null: they are kept
+	// KeptUntil The time at which the files of a job that has ended are or were removed; null if they are kept
 	KeptUntil *Time `json:"kept_until"`
 
-	// Labels The client's notes on it
+	// Labels The client's labels of the job
 	Labels map[string]string `json:"labels"`
 
-	// LastSheep The sheep that had it last, of a job that has ended; left out where none had it
+	// LastSheep The sheep that had it last, if it has ended; left out if none had it
 	LastSheep *string `json:"last_sheep,omitempty"`
 
 	// Limits The limits that apply to the job, its own and the configured ones. Times are in seconds; 0 is no limit
@@ -752,10 +752,10 @@ type Job struct {
 	// NodeLabels Labels that the node of its sheep must have
 	NodeLabels map[string]string `json:"node_labels"`
 
-	// NotBefore The earliest time at which a sheep may start it: as was asked for, or later where it is to be tried again
+	// NotBefore The earliest time at which a sheep may start it: that of the request, or a later one before a retry
 	NotBefore *Time `json:"not_before"`
 
-	// Position Its place in the queue by priority and age, among the jobs for the same sheep and those for any: 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
+	// Position Its place in the queue by priority and age, among the jobs for the same sheep and those for any: 1 is the first, and 10000 stands for all further back; null if it does not wait for a sheep, and in listings
 	Position *int `json:"position"`
 	Priority int  `json:"priority"`
 
@@ -773,13 +773,13 @@ type Job struct {
 	SheepId *string   `json:"sheep_id"`
 	Status  job.State `json:"status"`
 
-	// Timeline What happened to it in its last run, oldest first, the last 200 events; left out of listings
+	// Timeline The events of its last run, oldest first, at most the last 200; left out of lists
 	Timeline *[]TimelineEntry `json:"timeline,omitempty"`
 
-	// WaitsFor Those of them that are not done, while it waits for them; left out of listings
+	// WaitsFor Those of them that are not done, while it waits for them; left out of lists
 	WaitsFor *[]string `json:"waits_for,omitempty"`
 
-	// Warnings What should be known of a job that is done, such as outputs that were not stored
+	// Warnings Problems of a job that is done, such as outputs that were not stored
 	Warnings []string `json:"warnings"`
 }
 
@@ -787,27 +787,27 @@ type Job struct {
 type JobList struct {
 	Jobs []Job `json:"jobs"`
 
-	// Next What to ask for next; null at the end
+	// Next The `after` of the next page; null at the end
 	Next *string `json:"next"`
 }
 
-// JobRequest A job as `POST /jobs` takes it. What is not described here is as in StartJobRequest
+// JobRequest A job for `POST /jobs`. Fields that are not described here are as in StartJobRequest
 type JobRequest struct {
-	// After Jobs that this one waits for, until they are done: their outputs become inputs of it, below `inputs/ID/`. Where one of them fails or is cancelled, this one fails
+	// After Jobs that this one waits for until they are done; their outputs become its inputs, below `inputs/ID/`. If one of them fails or is cancelled, this one fails
 	After    *[]string  `json:"after,omitempty"`
 	Deadline *time.Time `json:"deadline,omitempty"`
 
-	// Group The group that the job belongs to, named as a job is
+	// Group The group that the job belongs to; a name has the form of a job's id
 	Group *string `json:"group,omitempty"`
 
 	// Inputs Files of other jobs that become inputs of this one
 	Inputs *[]InputReference `json:"inputs,omitempty"`
 
-	// JobId Chosen by the client; made by the daemon where it is left out
+	// JobId Chosen by the client; by default the daemon generates it
 	JobId *string   `json:"job_id,omitempty"`
 	Keep  *Duration `json:"keep,omitempty"`
 
-	// Labels The client's notes, by which `GET /jobs` finds the job: keys of letters, digits, `.`, `_`, `-` and `/`, at most 63, and values of at most 256 bytes
+	// Labels Names and values of the client's, by which `GET /jobs` can select jobs: keys of letters, digits, `.`, `_`, `-` and `/`, at most 63, and values of at most 256 bytes
 	Labels      *map[string]string `json:"labels,omitempty"`
 	LoadTimeout *Duration          `json:"load_timeout,omitempty"`
 	Model       struct {
@@ -842,16 +842,16 @@ type KeptModel struct {
 	LastUsedAt *Time  `json:"last_used_at"`
 	Name       string `json:"name"`
 
-	// Node The node of a fleet on whose disk it is; left out where the daemon is alone
+	// Node The node of a fleet on whose disk it is; left out without a fleet
 	Node *string `json:"node,omitempty"`
 
-	// OwnSize Bytes that removing it alone gives back
+	// OwnSize Bytes that its removal frees
 	OwnSize int64 `json:"own_size"`
 
 	// Reference Example: localhost:6000/digits:v1
 	Reference string `json:"reference"`
 
-	// Size Bytes on the disk, packed and unpacked, with what it shares with other models
+	// Size Bytes on the disk, packed and unpacked, including those that it shares with other models
 	Size    int64  `json:"size"`
 	Usual   *Usual `json:"usual"`
 	Version string `json:"version"`
@@ -881,7 +881,7 @@ type Message struct {
 	// CreatedAt Example: 2026-11-22T10:08:03.942214
 	CreatedAt *Time `json:"created_at"`
 
-	// DueAt When it is tried next; null once it is delivered or given up, and while an earlier message about the job is not
+	// DueAt When it is tried next; null if it is delivered or given up, or waits for an earlier message about the job
 	DueAt *Time        `json:"due_at"`
 	Event MessageEvent `json:"event"`
 	Id    string       `json:"id"`
@@ -890,7 +890,7 @@ type Message struct {
 	// Problem Why the last try failed
 	Problem *string `json:"problem"`
 
-	// Receiver Its name in the configuration or, where a job named it, its URL
+	// Receiver Its name in the configuration or, if a job named it, its URL
 	Receiver string `json:"receiver"`
 	Run      int    `json:"run"`
 
@@ -913,7 +913,7 @@ type MessageState string
 type MessageList struct {
 	Messages []Message `json:"messages"`
 
-	// Next What to ask for next; null at the end
+	// Next The `after` of the next page; null at the end
 	Next *string `json:"next"`
 }
 
@@ -927,7 +927,7 @@ type Model struct {
 type ModelList struct {
 	Models []KeptModel `json:"models"`
 
-	// Unanswered The nodes of a fleet that are up and could not be asked; left out where there is none
+	// Unanswered The nodes of a fleet that are up and do not answer; left out if there are none
 	Unanswered *[]UnansweredNode `json:"unanswered,omitempty"`
 }
 
@@ -943,7 +943,7 @@ type Node struct {
 	Jobs     int     `json:"jobs"`
 	JoinedAt *string `json:"joined_at"`
 
-	// Labels By which jobs and models choose nodes
+	// Labels The labels by which jobs and models select nodes
 	Labels map[string]string `json:"labels"`
 
 	// LostAt When the lease of a lost node ended
@@ -984,7 +984,7 @@ type OtherDevice struct {
 	Sheep []DeviceUser `json:"sheep"`
 }
 
-// Phases How long the parts of an attempt took, in seconds; null for those that there were not. Parts may overlap
+// Phases The durations of the phases of an attempt, in seconds; null for those that it did not have. Phases may overlap
 type Phases struct {
 	// Collect Storing the results
 	Collect *float64 `json:"collect"`
@@ -1001,13 +1001,13 @@ type Phases struct {
 
 // Problem An error, as in RFC 9457
 type Problem struct {
-	// Cause The cause, told only by a daemon in debug mode
+	// Cause The cause; sent only in debug mode
 	Cause *string `json:"cause,omitempty"`
 
-	// Detail What is wrong and, where something can be done, what
+	// Detail What is wrong and, if possible, what to do
 	Detail string `json:"detail"`
 
-	// Field The field of the request that cannot be accepted
+	// Field The invalid field of the request
 	//
 	// Example: model.name
 	Field *string `json:"field,omitempty"`
@@ -1015,7 +1015,7 @@ type Problem struct {
 	// Message The same as `detail`, as in errors of the original's routes
 	Message string `json:"message"`
 
-	// RequestId The request, as the daemon's log names it, too
+	// RequestId The id of the request, as in the daemon's log
 	RequestId string `json:"request_id"`
 	Status    int    `json:"status"`
 
@@ -1024,27 +1024,27 @@ type Problem struct {
 	// Example: Not Found
 	Title string `json:"title"`
 
-	// Type Which kind of error it is, for programs
+	// Type The kind of the error, for programs
 	//
 	// Example: urn:shepherd:problem:unknown-job
 	Type string `json:"type"`
 }
 
-// Progress How far the runner that has the job is, as it said itself; null where it did not say
+// Progress The progress that the runner has reported; null if it has reported none
 type Progress struct {
-	// At When it said so
+	// At When it was reported
 	At *Time `json:"at"`
 
 	// Done How much of the job is done, from 0 to 1
 	Done float64 `json:"done"`
 
-	// Text At what it is
+	// Text What it is doing
 	Text *string `json:"text"`
 }
 
 // PullProgress defines model for PullProgress.
 type PullProgress struct {
-	// Done Bytes that are here
+	// Done Bytes that are on the disk
 	Done *int64 `json:"done,omitempty"`
 
 	// Error In the last object: why it is not
@@ -1053,13 +1053,13 @@ type PullProgress struct {
 	// Rate Bytes a second
 	Rate *int64 `json:"rate,omitempty"`
 
-	// Success In the last object: the model is here
+	// Success In the last object: the model is on the disk
 	Success *bool `json:"success,omitempty"`
 
 	// Text For people
 	Text string `json:"text"`
 
-	// Total Bytes in all; left out while that is not known
+	// Total Bytes in total; left out while they are not known
 	Total *int64 `json:"total,omitempty"`
 }
 
@@ -1072,7 +1072,7 @@ type PullRequest struct {
 		Version string `json:"version"`
 	} `json:"model"`
 
-	// SheepId The sheep that shall be able to load it; all that fetch models, when left out or null
+	// SheepId The sheep that the model is fetched for; left out or null means all that fetch models
 	SheepId *string `json:"sheep_id,omitempty"`
 }
 
@@ -1107,7 +1107,7 @@ type Readiness struct {
 	// Checks What the daemon depends on, by name
 	Checks map[string]Check `json:"checks"`
 
-	// Ready Whether every check is
+	// Ready Whether all checks have passed
 	Ready bool `json:"ready"`
 }
 
@@ -1118,13 +1118,13 @@ type Ready struct {
 
 // Session defines model for Session.
 type Session struct {
-	// Name What logs call the caller; null where it is not known
+	// Name The caller's name in logs; null if it is not known
 	Name *string `json:"name"`
 
-	// Scopes What it may do: submit, read, admin
+	// Scopes What the caller may do: submit, read, admin
 	Scopes []string `json:"scopes"`
 
-	// Tenant Whose jobs alone it sees; null for all jobs
+	// Tenant The tenant whose jobs it is limited to; null for all jobs
 	Tenant *string `json:"tenant"`
 }
 
@@ -1136,17 +1136,17 @@ type Sheep struct {
 	// device that is out
 	Condition SheepCondition `json:"condition"`
 
-	// Detail What it is doing beyond that, or why it takes no jobs, in words
+	// Detail What else it is doing, or why it takes no jobs
 	Detail *string `json:"detail"`
 
-	// Job The job under way
+	// Job The running job
 	Job   *string `json:"job"`
 	Model Model   `json:"model"`
 
 	// Name NODE/SHEEP in a fleet
 	Name string `json:"name"`
 
-	// Node The node that has it; null where the daemon is alone
+	// Node The node that has it; null without a fleet
 	Node    *string `json:"node"`
 	Running bool    `json:"running"`
 
@@ -1169,7 +1169,7 @@ type SheepList struct {
 type SheepStatus struct {
 	Model Model `json:"model"`
 
-	// Request The job under way
+	// Request The running job
 	Request *string `json:"request"`
 
 	// Running Whether a runner is up
@@ -1184,15 +1184,15 @@ type SignInRequest struct {
 
 // StartJobRequest defines model for StartJobRequest.
 type StartJobRequest struct {
-	// Deadline The time at which it fails where it has not ended by then, as in RFC 3339, with a zone
+	// Deadline The time at which it fails if it has not ended, as in RFC 3339, with a zone
 	//
 	// Example: 2099-01-01T08:00:00+02:00
 	Deadline *time.Time `json:"deadline,omitempty"`
 
-	// JobId Chosen by the client; without `..`. Storage that keeps a bucket per job accepts only what can name a bucket
+	// JobId Chosen by the client; without `..`. With a bucket per job it must also be a valid bucket name
 	JobId string `json:"job_id"`
 
-	// Keep How long the job's files are kept after its end. 0 is for ever; left out, as configured (`storage.keep`)
+	// Keep How long the job's files are kept after its end. 0 keeps them indefinitely; left out, `storage.keep` applies
 	Keep *Duration `json:"keep,omitempty"`
 
 	// LoadTimeout How long loading the model and starting its runner may take. 0 is no limit
@@ -1205,7 +1205,7 @@ type StartJobRequest struct {
 		Version string `json:"version"`
 	} `json:"model"`
 
-	// NodeLabels Labels (`fleet.labels`) that the node of the sheep must have, all of them; any node, when left out or null
+	// NodeLabels Labels (`fleet.labels`) that the sheep's node must have, all of them; left out or null means any node
 	NodeLabels *map[string]string `json:"node_labels,omitempty"`
 
 	// NotBefore The earliest time at which a sheep may start it, as in RFC 3339, with a zone
@@ -1219,19 +1219,19 @@ type StartJobRequest struct {
 	// Priority Higher goes first
 	Priority *int32 `json:"priority,omitempty"`
 
-	// Retries How often the job is tried again when it fails by its own fault. As configured, when left out or null; so with the limits that follow
+	// Retries How often the job is tried again after a failure of its own. Left out or null, this and the following limits are as configured
 	Retries *int `json:"retries,omitempty"`
 
-	// RetryPause How long it waits before the first of these tries; twice as long before each further one
+	// RetryPause The pause before the first retry; it doubles with each further one
 	RetryPause *Duration `json:"retry_pause,omitempty"`
 
-	// RunTimeout How long the runner may have the job. 0 is no limit
+	// RunTimeout How long the runner may take for the job. 0 is no limit
 	RunTimeout *Duration `json:"run_timeout,omitempty"`
 
-	// SheepId The sheep that shall run the job, SHEEP or NODE/SHEEP; any, when left out or null
+	// SheepId The only sheep that may run the job, SHEEP or NODE/SHEEP; left out or null means any
 	SheepId *string `json:"sheep_id,omitempty"`
 
-	// WaitTimeout How long it may wait until a sheep starts it, or else fails; from `not_before` on where that is given. 0 is no limit
+	// WaitTimeout How long it may wait until a sheep starts it, counted from `not_before` if that is given; then it fails. 0 is no limit
 	WaitTimeout *Duration `json:"wait_timeout,omitempty"`
 }
 
@@ -1294,7 +1294,7 @@ type Upload struct {
 
 // UploadFile defines model for UploadFile.
 type UploadFile struct {
-	// Path Below `inputs/`, with the rules of `POST /jobs`
+	// Path The name below `inputs/`, with the rules of `POST /jobs`
 	Path string `json:"path"`
 
 	// Size In bytes
@@ -1303,7 +1303,7 @@ type UploadFile struct {
 
 // UploadPart defines model for UploadPart.
 type UploadPart struct {
-	// Address Where a `PUT` of the part goes
+	// Address The address for the `PUT` of the part
 	Address string `json:"address"`
 
 	// Number From 1
@@ -1318,37 +1318,37 @@ type UploadPart struct {
 
 // UploadRenewal defines model for UploadRenewal.
 type UploadRenewal struct {
-	// ExpiresIn How long addresses are valid, from a second to 7 days; an hour where it is left out
+	// ExpiresIn How long addresses are valid, from a second to 7 days; by default an hour
 	ExpiresIn *Duration `json:"expires_in,omitempty"`
 }
 
 // UploadRequest defines model for UploadRequest.
 type UploadRequest struct {
-	// ExpiresIn How long addresses are valid, from a second to 7 days; an hour where it is left out
+	// ExpiresIn How long addresses are valid, from a second to 7 days; by default an hour
 	ExpiresIn *Duration    `json:"expires_in,omitempty"`
 	Files     []UploadFile `json:"files"`
 
-	// JobId The id of the job that is going to be submitted; made by the daemon where it is left out
+	// JobId The id of the job that will be submitted; by default the daemon generates it
 	JobId *string `json:"job_id,omitempty"`
 }
 
 // UploadedFile defines model for UploadedFile.
 type UploadedFile struct {
-	// Address Where a `PUT` of the file goes; of one that is sent whole
+	// Address The address for the `PUT` of the file, if it is not sent in parts
 	Address *string `json:"address,omitempty"`
 
-	// Parts The parts that are missing, of a file that is sent in parts
+	// Parts The missing parts, if the file is sent in parts
 	Parts *[]UploadPart `json:"parts,omitempty"`
 	Path  string        `json:"path"`
 
 	// Size In bytes
 	Size int64 `json:"size"`
 
-	// Stored Nothing is left to be sent
+	// Stored The file is in storage completely
 	Stored bool `json:"stored"`
 }
 
-// Usual What the last jobs of a model took, of those that were done: seconds that a runner had them
+// Usual The durations of the last jobs of a model that were done: how many seconds a runner had them
 type Usual struct {
 	// High One in ten took longer
 	High float64 `json:"high"`
@@ -1359,7 +1359,7 @@ type Usual struct {
 	// Likely Half of them took less
 	Likely float64 `json:"likely"`
 
-	// Load Half of the times that loading the model took were less
+	// Load Half of the loads of the model took less
 	Load *float64 `json:"load"`
 
 	// Low One in ten took less
@@ -1376,7 +1376,7 @@ type Version struct {
 
 // Webhook Where messages about this run of the job are sent, in the form of Standard Webhooks
 type Webhook struct {
-	// Events Which events are told of; only `ended` if left out
+	// Events The events to send; by default only `ended`
 	Events *[]WebhookEvents `json:"events,omitempty"`
 
 	// Url `https://` or `http://`, without credentials
@@ -1549,13 +1549,13 @@ type UploadOver = Problem
 
 // FollowEventsParams defines parameters for FollowEvents.
 type FollowEventsParams struct {
-	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
+	// After As `Last-Event-ID`, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
 
-	// Newest How many of the newest events the stream begins with, up to 256; it counts only without `Last-Event-ID` and `after`
+	// Newest Begin with this many of the newest events, at most 256; ignored with `Last-Event-ID` or `after`
 	Newest *NewestEvents `form:"newest,omitempty" json:"newest,omitempty"`
 
-	// Follow `false` or `0`: end with the newest event that there is
+	// Follow `false` or `0`: end with the newest event
 	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
 
 	// LastEventID The id of the last event that the client has
@@ -1564,25 +1564,25 @@ type FollowEventsParams struct {
 
 // FollowFlockParams defines parameters for FollowFlock.
 type FollowFlockParams struct {
-	// Follow `false` or `0`: answer how it is now, and end
+	// Follow `false` or `0`: answer with the current state, and end
 	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
 }
 
 // ListGPUsParams defines parameters for ListGPUs.
 type ListGPUsParams struct {
-	// Node The node of a fleet whose GPUs are wanted; without it, this machine's
+	// Node The node of a fleet whose GPUs to list; by default this machine's
 	Node *string `form:"node,omitempty" json:"node,omitempty"`
 }
 
 // CreateGroupParams defines parameters for CreateGroup.
 type CreateGroupParams struct {
-	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; the same for each try of one request
+	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; a repeated request has the same key
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListJobsParams defines parameters for ListJobs.
 type ListJobsParams struct {
-	// State Only jobs in this state; may be given more than once
+	// State Only jobs in this state; may be repeated
 	State *[]ListJobsParamsState `form:"state,omitempty" json:"state,omitempty"`
 
 	// Model Only jobs of this model, NAME:VERSION
@@ -1591,28 +1591,28 @@ type ListJobsParams struct {
 	// SheepId Only jobs addressed to this sheep
 	SheepId *string `form:"sheep_id,omitempty" json:"sheep_id,omitempty"`
 
-	// Label Only jobs with this label, KEY=VALUE; may be given more than once, and then all of them
+	// Label Only jobs with this label, KEY=VALUE; may be repeated, and all must match
 	Label *[]string `form:"label,omitempty" json:"label,omitempty"`
 
 	// Group Only jobs of this group
 	Group *string `form:"group,omitempty" json:"group,omitempty"`
 
-	// Prefix Only jobs whose id begins so
+	// Prefix Only jobs whose id begins with this
 	Prefix *string `form:"prefix,omitempty" json:"prefix,omitempty"`
 
-	// Since Only jobs submitted at this time or later, as in RFC 3339, or this long ago at most (`30m`, `7d`)
+	// Since Only jobs submitted since this time, as in RFC 3339, or within this duration (`30m`, `7d`)
 	Since *string `form:"since,omitempty" json:"since,omitempty"`
 
-	// Before Only jobs submitted before this time, as in RFC 3339, or longer ago than this
+	// Before Only jobs submitted before this time, as in RFC 3339, or longer ago than this duration
 	Before *string `form:"before,omitempty" json:"before,omitempty"`
 
-	// Order `oldest` first, as they were submitted, or `newest` first; `oldest` if left out
+	// Order `oldest` (the default) or `newest` first
 	Order *string `form:"order,omitempty" json:"order,omitempty"`
 
-	// After The `next` of the answer before
+	// After The `next` of an earlier answer
 	After *string `form:"after,omitempty" json:"after,omitempty"`
 
-	// Limit How many at most, 1 to 1000; 100 if left out
+	// Limit How many at most, 1 to 1000; by default 100
 	Limit *string `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
@@ -1621,31 +1621,31 @@ type ListJobsParamsState string
 
 // CreateJobMultipartBody defines parameters for CreateJob.
 type CreateJobMultipartBody struct {
-	// Job A job as `POST /jobs` takes it. What is not described here is as in StartJobRequest
+	// Job A job for `POST /jobs`. Fields that are not described here are as in StartJobRequest
 	Job JobRequest `json:"job"`
 }
 
 // CreateJobParams defines parameters for CreateJob.
 type CreateJobParams struct {
-	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; the same for each try of one request
+	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; a repeated request has the same key
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
-	// Prefer `wait=N`: how many seconds the answer may take, as in RFC 7240; other preferences are ignored
+	// Prefer `wait=N`, as in RFC 7240: how many seconds the answer may wait; other preferences are ignored
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // GetJobParams defines parameters for GetJob.
 type GetJobParams struct {
-	// Prefer `wait=N`: how many seconds the answer may take, as in RFC 7240; other preferences are ignored
+	// Prefer `wait=N`, as in RFC 7240: how many seconds the answer may wait; other preferences are ignored
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // FollowJobParams defines parameters for FollowJob.
 type FollowJobParams struct {
-	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
+	// After As `Last-Event-ID`, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
 
-	// Follow `false` or `0`: end with the newest event that there is
+	// Follow `false` or `0`: end with the newest event
 	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
 
 	// LastEventID The id of the last event that the client has
@@ -1654,26 +1654,26 @@ type FollowJobParams struct {
 
 // ListInputsParams defines parameters for ListInputs.
 type ListInputsParams struct {
-	// Presign Give each file an `address` from which whoever has it fetches the file without
-	// credentials, from the storage and not through the daemon, for so long: seconds
-	// or a duration (`15m`, `2h`), at most 7 days. Large files go best that way.
+	// Presign Give each file an `address` from which it can be fetched without credentials,
+	// from the storage and not through the daemon, for this time: a number of seconds
+	// or a duration (`15m`, `2h`), at most 7 days. It is the best way for large files.
 	Presign *Presign `form:"presign,omitempty" json:"presign,omitempty"`
 }
 
 // GetJobLogsParams defines parameters for GetJobLogs.
 type GetJobLogsParams struct {
-	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
+	// Follow `true`, `1` or an empty value: continue with new output
 	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
 
-	// Tail How many of the last lines of the last attempt to begin with; `all` when left out
+	// Tail Begin with this many of the last lines of the last attempt; by default `all`
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
 
 // ListOutputsParams defines parameters for ListOutputs.
 type ListOutputsParams struct {
-	// Presign Give each file an `address` from which whoever has it fetches the file without
-	// credentials, from the storage and not through the daemon, for so long: seconds
-	// or a duration (`15m`, `2h`), at most 7 days. Large files go best that way.
+	// Presign Give each file an `address` from which it can be fetched without credentials,
+	// from the storage and not through the daemon, for this time: a number of seconds
+	// or a duration (`15m`, `2h`), at most 7 days. It is the best way for large files.
 	Presign *Presign `form:"presign,omitempty" json:"presign,omitempty"`
 }
 
@@ -1685,31 +1685,31 @@ type WaitForJobParams struct {
 
 // PullModelParams defines parameters for PullModel.
 type PullModelParams struct {
-	// Node The node of a fleet that is to fetch it; without it, all
+	// Node The node of a fleet that fetches it; by default all
 	Node *string `form:"node,omitempty" json:"node,omitempty"`
 
-	// Progress `true`, `1` or nothing after the `=`: tell how far it is
+	// Progress `true`, `1` or an empty value: report the progress
 	Progress *string `form:"progress,omitempty" json:"progress,omitempty"`
 }
 
 // RemoveModelParams defines parameters for RemoveModel.
 type RemoveModelParams struct {
-	// Node The node of a fleet that is to remove it; without it, all
+	// Node The node of a fleet that removes it; by default all
 	Node *string `form:"node,omitempty" json:"node,omitempty"`
 }
 
 // GetSheepLogsParams defines parameters for GetSheepLogs.
 type GetSheepLogsParams struct {
-	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
+	// Follow `true`, `1` or an empty value: continue with new output
 	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
 
-	// Tail How many of the last lines to begin with; `all` when left out
+	// Tail Begin with this many of the last lines; by default `all`
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
 
 // RestartSheepParams defines parameters for RestartSheep.
 type RestartSheepParams struct {
-	// Drain How long the job under way may take to finish, as a duration, `30s` or `10m`; nothing after the `=` for drain_timeout of its node's configuration; not at all when left out
+	// Drain How long the running job may take to finish, such as `30s` or `10m`; an empty value is `drain_timeout` of the node's configuration; by default it may not finish
 	Drain *string `form:"drain,omitempty" json:"drain,omitempty"`
 }
 
@@ -1724,10 +1724,10 @@ type ListMessagesParams struct {
 	// State Only messages in this state
 	State *ListMessagesParamsState `form:"state,omitempty" json:"state,omitempty"`
 
-	// After The `next` of the answer before
+	// After The `next` of an earlier answer
 	After *string `form:"after,omitempty" json:"after,omitempty"`
 
-	// Limit At most so many, 1 to 1000; 100 if left out
+	// Limit How many at most, 1 to 1000; by default 100
 	Limit *string `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
@@ -1766,13 +1766,13 @@ type ServerInterface interface {
 	// GetAPIDocs This contract in ReDoc, to read
 	// (GET /apidocs)
 	GetAPIDocs(w http.ResponseWriter, r *http.Request)
-	// FollowEvents What happens to all jobs, as it happens
+	// FollowEvents The events of all jobs
 	// (GET /events)
 	FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams)
-	// FollowFlock How the flock stands, as it changes
+	// FollowFlock The state of the flock, and its changes
 	// (GET /flock)
 	FollowFlock(w http.ResponseWriter, r *http.Request, params FollowFlockParams)
-	// ListGPUs The machine's GPUs, and who has them
+	// ListGPUs The machine's GPUs, and the sheep that have them
 	// (GET /gpus)
 	ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams)
 	// CreateGroup Submit several jobs, all of them or none
@@ -1781,7 +1781,7 @@ type ServerInterface interface {
 	// GetGroup A group of jobs
 	// (GET /groups/{group_id})
 	GetGroup(w http.ResponseWriter, r *http.Request, groupId GroupID)
-	// CancelGroup Ask for the end of the group's jobs that have not ended
+	// CancelGroup Cancel the group's jobs that have not ended
 	// (POST /groups/{group_id}/cancel)
 	CancelGroup(w http.ResponseWriter, r *http.Request, groupId GroupID)
 	// RetryGroup Run the group's jobs again that failed or were cancelled
@@ -1790,7 +1790,7 @@ type ServerInterface interface {
 	// GetHealth Whether the daemon is alive
 	// (GET /healthz)
 	GetHealth(w http.ResponseWriter, r *http.Request)
-	// ListJobs Jobs, in the order they were submitted
+	// ListJobs List jobs, in the order of their submission
 	// (GET /jobs)
 	ListJobs(w http.ResponseWriter, r *http.Request, params ListJobsParams)
 	// CreateJob Submit a job, with its inputs
@@ -1802,13 +1802,13 @@ type ServerInterface interface {
 	// GetJob A job in detail, with its attempts
 	// (GET /jobs/{job_id})
 	GetJob(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobParams)
-	// CancelJob Ask for the end of a job that has not ended
+	// CancelJob Cancel a job
 	// (POST /jobs/{job_id}/cancel)
 	CancelJob(w http.ResponseWriter, r *http.Request, jobId JobID)
-	// FollowJob What happens to a job, as it happens
+	// FollowJob The events of a job
 	// (GET /jobs/{job_id}/events)
 	FollowJob(w http.ResponseWriter, r *http.Request, jobId JobID, params FollowJobParams)
-	// ExplainJob Why a job waits, what it does, or why it failed, and what to do
+	// ExplainJob Why a job waits, what it is doing or why it failed, and what to do
 	// (GET /jobs/{job_id}/explain)
 	ExplainJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetInput The default input, inputs/input
@@ -1817,19 +1817,19 @@ type ServerInterface interface {
 	// GetInputFile An input by its name below inputs/
 	// (GET /jobs/{job_id}/input/{file})
 	GetInputFile(w http.ResponseWriter, r *http.Request, jobId JobID, file File)
-	// ListInputs The files that a job was submitted with
+	// ListInputs List a job's inputs
 	// (GET /jobs/{job_id}/inputs)
 	ListInputs(w http.ResponseWriter, r *http.Request, jobId JobID, params ListInputsParams)
-	// GetJobLogs What runners wrote while they had a job
+	// GetJobLogs The output of a job's runners
 	// (GET /jobs/{job_id}/logs)
 	GetJobLogs(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobLogsParams)
-	// ListOutputs The files that came out of a job
+	// ListOutputs List a job's outputs
 	// (GET /jobs/{job_id}/outputs)
 	ListOutputs(w http.ResponseWriter, r *http.Request, jobId JobID, params ListOutputsParams)
-	// GetOutputsTar All files that came out of a job, as a tar file
+	// GetOutputsTar All outputs of a job, as a tar file
 	// (GET /jobs/{job_id}/outputs.tar)
 	GetOutputsTar(w http.ResponseWriter, r *http.Request, jobId JobID)
-	// GetOutputsZip All files that came out of a job, as a zip file
+	// GetOutputsZip All outputs of a job, as a zip file
 	// (GET /jobs/{job_id}/outputs.zip)
 	GetOutputsZip(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJobReady Whether a job has ended
@@ -1844,7 +1844,7 @@ type ServerInterface interface {
 	// RetryJob Run a job that has ended again
 	// (POST /jobs/{job_id}/retry)
 	RetryJob(w http.ResponseWriter, r *http.Request, jobId JobID)
-	// GetJobStatus How a job is doing
+	// GetJobStatus The status of a job
 	// (GET /jobs/{job_id}/status)
 	GetJobStatus(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// WaitForJob Wait until a job has ended
@@ -1853,10 +1853,10 @@ type ServerInterface interface {
 	// GetMetrics The daemon's metrics, for Prometheus
 	// (GET /metrics)
 	GetMetrics(w http.ResponseWriter, r *http.Request)
-	// ListModels The models that are kept
+	// ListModels The models on the disk
 	// (GET /models)
 	ListModels(w http.ResponseWriter, r *http.Request)
-	// PullModel Fetch a model ahead of the jobs that want it
+	// PullModel Fetch a model ahead of time
 	// (POST /models/pull)
 	PullModel(w http.ResponseWriter, r *http.Request, params PullModelParams)
 	// RemoveModel Remove a model
@@ -1865,16 +1865,16 @@ type ServerInterface interface {
 	// ListNodes The nodes of a fleet
 	// (GET /nodes)
 	ListNodes(w http.ResponseWriter, r *http.Request)
-	// ForgetNode Forget a node that is gone for good
+	// ForgetNode Forget a node that will not return
 	// (DELETE /nodes/{node})
 	ForgetNode(w http.ResponseWriter, r *http.Request, node NodeName)
-	// DrainNode Have a node claim no more jobs
+	// DrainNode Stop a node from claiming jobs
 	// (POST /nodes/{node}/drain)
 	DrainNode(w http.ResponseWriter, r *http.Request, node NodeName)
-	// ResumeNode Have a node claim jobs again that was drained
+	// ResumeNode Let a drained node claim jobs again
 	// (POST /nodes/{node}/resume)
 	ResumeNode(w http.ResponseWriter, r *http.Request, node NodeName)
-	// GetReadiness Whether the daemon can take and run jobs
+	// GetReadiness Whether the daemon can accept and run jobs
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
 	// SignOut End the session
@@ -1886,19 +1886,19 @@ type ServerInterface interface {
 	// SignIn Open a session with a token
 	// (POST /session)
 	SignIn(w http.ResponseWriter, r *http.Request)
-	// ListSheep Every sheep in more detail
+	// ListSheep Every sheep, in more detail
 	// (GET /sheep)
 	ListSheep(w http.ResponseWriter, r *http.Request)
-	// DrainSheep Have a sheep take no more jobs
+	// DrainSheep Stop a sheep from taking jobs
 	// (POST /sheep/{sheep_id}/drain)
 	DrainSheep(w http.ResponseWriter, r *http.Request, sheepId SheepID)
-	// LoadSheep Have a sheep without a job load a model
+	// LoadSheep Load a model in a sheep without a job
 	// (POST /sheep/{sheep_id}/load)
 	LoadSheep(w http.ResponseWriter, r *http.Request, sheepId SheepID)
-	// GetSheepLogs What a sheep's runners have written
+	// GetSheepLogs The output of a sheep's runners
 	// (GET /sheep/{sheep_id}/logs)
 	GetSheepLogs(w http.ResponseWriter, r *http.Request, sheepId string, params GetSheepLogsParams)
-	// RestartSheep End a sheep's runner
+	// RestartSheep Restart a sheep's runner
 	// (POST /sheep/{sheep_id}/restart)
 	RestartSheep(w http.ResponseWriter, r *http.Request, sheepId SheepID, params RestartSheepParams)
 	// ResumeSheep Let a sheep take jobs again
@@ -1916,19 +1916,19 @@ type ServerInterface interface {
 	// GetUI This contract in Swagger UI, to try out
 	// (GET /ui)
 	GetUI(w http.ResponseWriter, r *http.Request)
-	// CreateUpload Reserve a place for inputs that go straight to storage
+	// CreateUpload Reserve a place for inputs that are uploaded straight to storage
 	// (POST /uploads)
 	CreateUpload(w http.ResponseWriter, r *http.Request)
-	// RemoveUpload Give an upload up, with all that was put into storage
+	// RemoveUpload Remove an upload with its files
 	// (DELETE /uploads/{job_id})
 	RemoveUpload(w http.ResponseWriter, r *http.Request, jobId JobID)
-	// RenewUpload New addresses for what is missing of an upload
+	// RenewUpload New addresses for the missing files of an upload
 	// (POST /uploads/{job_id}/addresses)
 	RenewUpload(w http.ResponseWriter, r *http.Request, jobId JobID)
-	// CompleteUpload See that all files of an upload are there
+	// CompleteUpload Check that an upload is complete
 	// (POST /uploads/{job_id}/complete)
 	CompleteUpload(w http.ResponseWriter, r *http.Request, jobId JobID)
-	// GetVersion Which shepherd this is
+	// GetVersion The daemon's version
 	// (GET /version)
 	GetVersion(w http.ResponseWriter, r *http.Request)
 	// ListMessages Messages for receivers of webhooks, the newest first
@@ -1937,7 +1937,7 @@ type ServerInterface interface {
 	// RedeliverMessage Send a message again
 	// (POST /webhooks/messages/{message_id}/redeliver)
 	RedeliverMessage(w http.ResponseWriter, r *http.Request, messageId string)
-	// GetWebhookSecret What messages are signed with for the receivers that your jobs name
+	// GetWebhookSecret The secret that signs messages to the receivers that your jobs name
 	// (GET /webhooks/secret)
 	GetWebhookSecret(w http.ResponseWriter, r *http.Request)
 }

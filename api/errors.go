@@ -24,9 +24,9 @@ const (
 	errKeyReused    notice = "This Idempotency-Key was used for another request; use a new one for each job"
 	errMediaType    notice = "The body must be application/json, or multipart/form-data with the files of the job"
 	errStillRunning notice = "The job has not ended yet; wait again"
-	errSlowBody     notice = "The body of the request took too long to come"
-	errNoWebhooks   notice = "This daemon sends no such messages: webhooks is not in its configuration"
-	errNoFleet      notice = "This daemon is no node of a fleet: its ledger is a file that its machine has alone (ledger.url)"
+	errSlowBody     notice = "The body of the request took too long to arrive"
+	errNoWebhooks   notice = "This daemon sends no webhooks: `webhooks` is not in its configuration"
+	errNoFleet      notice = "This daemon is not part of a fleet: its ledger is a file on its machine, not a database (ledger.url)"
 	errNoRoom       notice = "Too many large requests come at once; try again, or put large inputs into storage and start the job without a payload"
 )
 
@@ -123,10 +123,10 @@ var classes = []class{
 	{name: "given-up", status: statusClientGone, match: of(errdefs.IsCanceled, "The request was given up")},
 	{name: "invalid-request", status: http.StatusBadRequest, match: of(errdefs.IsInvalidArgument, "The request cannot be accepted"), ours: true},
 	{name: "not-found", status: http.StatusNotFound, match: of(errdefs.IsNotFound, "What the request asks for does not exist"), ours: true},
-	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsAlreadyExists, "What the request would make is there already"), ours: true},
+	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsAlreadyExists, "What the request would create exists already"), ours: true},
 	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsConflict, "The request conflicts with another one; try again"), ours: true},
-	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsFailedPrecondition, "The request is not possible in the present state"), ours: true},
-	{name: "no-room", status: http.StatusServiceUnavailable, match: of(errdefs.IsResourceExhausted, "Shepherd has run out of room for this; try again later"), ours: true, retryAfter: 30},
+	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsFailedPrecondition, "The request is not possible in the current state"), ours: true},
+	{name: "no-room", status: http.StatusServiceUnavailable, match: of(errdefs.IsResourceExhausted, "Shepherd has no space left for this; try again later"), ours: true, retryAfter: 30},
 	{name: "damaged", status: http.StatusInternalServerError, match: of(errdefs.IsDataLoss, "What the request needs is damaged; the daemon's log names it"), ours: true},
 	{name: "unavailable", status: http.StatusServiceUnavailable, match: of(errdefs.IsDeadlineExceeded, "A service that shepherd depends on takes too long; try again later"), ours: true, retryAfter: 5},
 	{name: "unavailable", status: http.StatusServiceUnavailable, match: of(errdefs.IsUnavailable, "A service that shepherd depends on is not reachable; try again later"), ours: true, retryAfter: 5},

@@ -162,7 +162,7 @@ func (e *eventStream) begin(header, query, follow *string) (given bool, err erro
 	case named == nil || *named == "":
 		return false, nil
 	case len(*named) > longestEventID:
-		return false, &job.Invalid{Field: "Last-Event-ID", Problem: "is no event's id"}
+		return false, &job.Invalid{Field: "Last-Event-ID", Problem: "is not the id of an event"}
 	case named == query && *named == oldestEvent:
 		return true, nil
 	}

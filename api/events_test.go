@@ -366,7 +366,7 @@ func TestEventsRefused(t *testing.T) {
 			h.problem(h.get(path, "Last-Event-ID", id), 410, "events-gone", job.ErrEventsGone.Error())
 			h.problem(h.get(path+"?after="+id), 410, "events-gone", job.ErrEventsGone.Error())
 		}
-		h.problem(h.get(path, "Last-Event-ID", strings.Repeat("1", 129)), 400, "invalid-request", "Last-Event-ID: is no event's id")
+		h.problem(h.get(path, "Last-Event-ID", strings.Repeat("1", 129)), 400, "invalid-request", "Last-Event-ID: is not the id of an event")
 		if head := h.do(http.MethodHead, path, ""); head.status != 200 || head.body != "" {
 			t.Errorf("HEAD %s: %d", path, head.status)
 		}

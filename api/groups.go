@@ -100,12 +100,12 @@ func (s *groupServer) readGroup(w http.ResponseWriter, r *http.Request, params C
 // prepareItem completes one job of a group, as prepare does.
 func (s *groupServer) prepareItem(r *http.Request, request *job.Request, index int, group string, webhook job.Webhook, key string) error {
 	if request.Group != "" && request.Group != group {
-		return &job.Invalid{Field: "group", Problem: "is another one than that of all these jobs"}
+		return &job.Invalid{Field: "group", Problem: "must be the group of the request, or left out"}
 	}
 	request.Group = group
 	if !webhook.IsZero() {
 		if !request.Webhook.IsZero() {
-			return &job.Invalid{Field: "webhook", Problem: "cannot come together with one of the group"}
+			return &job.Invalid{Field: "webhook", Problem: "cannot be combined with a webhook of the group"}
 		}
 		request.Webhook = job.Webhook{URL: webhook.URL, Group: group}
 	}

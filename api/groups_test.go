@@ -84,7 +84,7 @@ func TestCreateGroupRefused(t *testing.T) {
 		{`{"jobs": [` + good + `, {"payload": "x"}]}`, "jobs[1].model", "jobs[1]: model: "},
 		{`{"jobs": [` + good + `, {"model": {"name": "m", "version": 1}}]}`, "jobs[1].model.version", "must be a string"},
 		{`{"jobs": [` + good + `, {"model": {"name": "m", "version": ""}}]}`, "jobs[1].inputs", "the job has none"},
-		{`{"group": "g", "jobs": [{"group": "h", ` + good[1:] + `]}`, "jobs[0].group", "another one"},
+		{`{"group": "g", "jobs": [{"group": "h", ` + good[1:] + `]}`, "jobs[0].group", "the group of the request"},
 		{`{"jobs": [` + strings.Repeat(good+",", job.MaxGroup) + good + `]}`, "jobs", "more than 1000"},
 		{`{"jobs": [` + good + `] x}`, "body", "a comma"},
 	} {

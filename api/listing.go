@@ -82,7 +82,7 @@ func queryOf(params ListJobsParams) (job.Query, error) {
 	}
 	if params.Group != nil {
 		if err := job.CheckGroup(*params.Group); err != nil || *params.Group == "" {
-			return q, &job.Invalid{Field: "group", Problem: "is the name of no group"}
+			return q, &job.Invalid{Field: "group", Problem: "is not a valid name of a group"}
 		}
 		q.Group = *params.Group
 	}

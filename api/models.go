@@ -89,7 +89,7 @@ func (s *modelServer) RemoveModel(w http.ResponseWriter, r *http.Request, raw st
 	if err == nil {
 		m, err = parseModel(text)
 	} else {
-		err = &job.Invalid{Field: "model", Problem: "is not encoded as addresses are"}
+		err = &job.Invalid{Field: "model", Problem: "is not a valid percent-encoding"}
 	}
 	if err == nil {
 		err = s.service.RemoveModel(r.Context(), m, nodeOf(params.Node))

@@ -234,7 +234,7 @@ func (r *reader) job() (job.Request, error) {
 		return job.Request{}, &job.Invalid{Field: "group", Problem: "must be a name as a job's id is: letters, digits, '.', '_' and '-'"}
 	}
 	if request.Payload != nil && len(copies) > 0 {
-		return job.Request{}, &job.Invalid{Field: "payload", Problem: "cannot come together with inputs; give one of them"}
+		return job.Request{}, &job.Invalid{Field: "payload", Problem: "cannot be combined with inputs; give one of them"}
 	}
 	return request, nil
 }
@@ -323,7 +323,7 @@ func (f *jobFields) complete() (job.Request, error) {
 		return job.Request{}, wrong[0]
 	}
 	if request.Keep != nil && (*request.Keep < 0 || *request.Keep > job.MaxKeep) {
-		return job.Request{}, &job.Invalid{Field: "keep", Problem: "must lie between 0, which is for ever, and a hundred years"}
+		return job.Request{}, &job.Invalid{Field: "keep", Problem: "must be from 0, which is indefinitely, to a hundred years"}
 	}
 	if !request.Deadline.IsZero() && !request.Deadline.After(request.NotBefore) {
 		return job.Request{}, &job.Invalid{Field: "deadline", Problem: "must be later than not_before"}
@@ -407,7 +407,7 @@ func (r *reader) webhook(field string) (job.Webhook, error) {
 			return r.optional(func() error {
 				return r.list(name, func(element string) error {
 					if len(events) == len(job.WebhookEvents()) {
-						return &job.Invalid{Field: name, Problem: "there are more than there are kinds of events"}
+						return &job.Invalid{Field: name, Problem: "there are more entries than kinds of events"}
 					}
 					kind, err := r.text(element)
 					events = append(events, job.EventKind(kind))

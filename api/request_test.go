@@ -407,7 +407,7 @@ func FuzzPayload(f *testing.F) {
 func TestKeepField(t *testing.T) {
 	for text, want := range map[string]string{
 		`"7d"`: "168h0m0s", `90`: "1m30s", `0`: "0s", `null`: "<nil>",
-		`-1`: "keep: must lie between 0, which is for ever, and a hundred years", `"40000d"`: "keep: must lie between 0, which is for ever, and a hundred years",
+		`-1`: "keep: must be from 0, which is indefinitely, to a hundred years", `"40000d"`: "keep: must be from 0, which is indefinitely, to a hundred years",
 		`"week"`: "keep: must be a number of seconds, or a duration such as 30s, 1h30m or 7d",
 	} {
 		request, err := decodeStartJob([]byte(`{"job_id": "x", "model": {"name": "m", "version": ""}, "keep": ` + text + `}`))

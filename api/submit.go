@@ -124,7 +124,7 @@ func (s *submitServer) readJob(w http.ResponseWriter, r *http.Request) (request 
 			return request, nil, done, err
 		}
 		if request, err = decodeJob(form.description); err == nil && request.Payload != nil {
-			err = &job.Invalid{Field: "payload", Problem: "cannot come together with files; send it as a file named input"}
+			err = &job.Invalid{Field: "payload", Problem: "cannot be combined with files; send it as a file named input"}
 		}
 		return request, form.next, done, err
 	case err == nil && kind != "application/json" && kind != "application/x-www-form-urlencoded", // curl's -d

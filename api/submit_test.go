@@ -89,7 +89,7 @@ func TestCreateJobAfter(t *testing.T) {
 	if fmt.Sprint(j.After) != "[a b]" || j.Group == nil || *j.Group != "g" || j.WaitsFor != nil {
 		t.Errorf("%+v", j)
 	}
-	h.problem(h.do("GET", "/jobs?group=a/b", ""), 400, "invalid-request", "group: is the name of no group")
+	h.problem(h.do("GET", "/jobs?group=a/b", ""), 400, "invalid-request", "group: is not a valid name of a group")
 	if got := h.do("GET", "/jobs?group=g", ""); got.status != 200 || h.service.queried[0].Group != "g" {
 		t.Errorf("%d %s", got.status, got.body)
 	}
@@ -140,7 +140,7 @@ func TestCreateJobRefused(t *testing.T) {
 		{`{` + model + `, "inputs": [{"job": "a", "path": "outputs"}]}`, "inputs[0].path", "with a slash at its end"},
 		{`{` + model + `, "inputs": [{"job": "a", "more": 1}]}`, "inputs[0].more", "not known"},
 		{`{` + model + `, "inputs": [` + strings.Join(many, ",") + `]}`, "inputs", "more than 100"},
-		{`{` + model + `, "inputs": [{"job": "a"}], "payload": "x"}`, "payload", "cannot come together with inputs"},
+		{`{` + model + `, "inputs": [{"job": "a"}], "payload": "x"}`, "payload", "cannot be combined with inputs"},
 		{`{` + model + `, "payload": "x", "deadline": "2020-01-01T00:00:00Z"}`, "deadline", "has passed already"},
 	} {
 		got := h.do("POST", "/jobs", c.body)

@@ -80,7 +80,7 @@ func messageQuery(params ListMessagesParams) (filter job.DeliveryFilter, cursor 
 	}
 	if params.After != nil {
 		if cursor, err = strconv.ParseInt(*params.After, 10, 64); err != nil || cursor < 1 {
-			return filter, 0, 0, &job.Invalid{Field: "after", Problem: "must be the next of an answer before"}
+			return filter, 0, 0, &job.Invalid{Field: "after", Problem: "must be the `next` of an earlier answer"}
 		}
 	}
 	if params.Limit != nil {

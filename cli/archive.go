@@ -22,9 +22,9 @@ func exportCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export [-c FILE] [TO]",
 		Short: "Export the ledger as JSON lines while the daemon runs",
-		Long: "Writes all jobs with their attempts, as they are at one moment, to the new file TO\n" +
-			"or, without it, to the standard output. The daemon may be running.\n" +
-			"'ledger import' reads them into another ledger.",
+		Long: "Writes a consistent snapshot of all jobs with their attempts to the new file TO or,\n" +
+			"without it, to standard output. The daemon may be running. 'ledger import' reads the\n" +
+			"file into another ledger.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return &usageError{errors.New("ledger export takes the name of one new file, or none")}
@@ -58,7 +58,7 @@ func exportCommand() *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (default: that of the service)")
 	return c
 }
 
@@ -99,10 +99,10 @@ func importCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "import [-c FILE] FROM",
 		Short: "Import exported jobs into the ledger of a daemon that is stopped",
-		Long: "Reads the file FROM, which 'ledger export' wrote, into the ledger, behind what is\n" +
-			"there. Jobs that were running when they were exported are queued again. A file\n" +
-			"that is damaged or cut off changes nothing, nor does one with a job that is in\n" +
-			"the ledger already. The daemon must be stopped.",
+		Long: "Adds the jobs in the file FROM, which 'ledger export' wrote, to the ledger. Jobs that\n" +
+			"were running when they were exported are queued again. If the file is damaged or\n" +
+			"truncated, or has a job that the ledger has already, nothing is changed. The daemon\n" +
+			"must be stopped.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return &usageError{errors.New("ledger import takes the name of one file")}
@@ -127,6 +127,6 @@ func importCommand() *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (default: that of the service)")
 	return c
 }

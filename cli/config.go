@@ -13,9 +13,9 @@ func configCommand() *cobra.Command {
 	c.AddCommand(&cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a configuration file and show the result",
-		Long: "Reads a configuration file as the daemon would, changes nothing, and prints\n" +
-			"either everything that is wrong with it, a line each, or the configuration with\n" +
-			"all defaults filled in and all secrets hidden.",
+		Long: "Reads a configuration file as the daemon would, changes nothing, and prints either all\n" +
+			"errors in it, a line each, or the configuration in effect, with defaults filled in and\n" +
+			"secrets hidden.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return &usageError{fmt.Errorf("config check takes one file")}

@@ -44,12 +44,12 @@ func devCommand(b Build) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dev MODEL_DIR|IMAGE [-- INPUT…]",
 		Short: "Try a model: run one job with it, without a daemon, storage or configuration",
-		Long: "Runs one job with a model, in a daemon of its own with everything embedded, in a\n" +
-			"temporary directory: the same code as in production. The model is a directory with a\n" +
-			"config.yaml, or an image with its registry, REGISTRY/NAME:VERSION, which takes\n" +
-			"containerd. Inputs are named as for `submit`. The runner's log is written to standard\n" +
-			"output as it comes, what happens to standard error, and the outputs to a directory,\n" +
-			"whose place is said. The exit code says how the job has ended.",
+		Long: "Runs one job with a model in a temporary daemon with embedded storage and ledger, by\n" +
+			"the same code as in production. The model is a directory with a config.yaml, or an\n" +
+			"image with its registry, REGISTRY/NAME:VERSION, which needs containerd. Inputs are\n" +
+			"named as for `submit`. The runner's log is printed on standard output, progress on\n" +
+			"standard error; the outputs are written to a directory, whose path is printed. The\n" +
+			"exit code says how the job ended.",
 		Example: "  shepherd dev models/digits/v1 -- page.png\n  shepherd dev registry.example.com/digits:v1 -o results -- pages/",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -70,12 +70,12 @@ func devCommand(b Build) *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVarP(&t.out, "out", "o", "", "the directory for the outputs; a new temporary one if left out")
-	f.StringSliceVar(&t.devices, "devices", nil, "the GPUs that the model may use: /dev/nvidia0, a CDI name, or all")
-	f.BoolVar(&t.keep, "keep", false, "keep the temporary directory, and say where it is")
+	f.StringVarP(&t.out, "out", "o", "", "directory for the outputs (default: a new temporary one)")
+	f.StringSliceVar(&t.devices, "devices", nil, "GPUs that the model may use: /dev/nvidia0, a CDI name, or all")
+	f.BoolVar(&t.keep, "keep", false, "keep the temporary directory, and print its path")
 	f.BoolVarP(&t.verbose, "verbose", "v", false, "show the daemon's log, too")
-	f.StringVar(&t.containerd, "containerd", os.Getenv("CONTAINERD_ADDRESS"), "the path of containerd's socket, for an image; $CONTAINERD_ADDRESS if left out")
-	f.BoolVar(&t.plainHTTP, "plain-http", false, "the image's registry does not speak TLS; so is one on localhost")
+	f.StringVar(&t.containerd, "containerd", os.Getenv("CONTAINERD_ADDRESS"), "path of containerd's socket, for an image ($CONTAINERD_ADDRESS)")
+	f.BoolVar(&t.plainHTTP, "plain-http", false, "use HTTP for the image's registry, as always for one on localhost")
 	return c
 }
 
@@ -108,7 +108,7 @@ func (t *trial) place(dir string) (job.Model, map[string]any, error) {
 	}
 	if info, err := os.Stat(t.model); err == nil && info.IsDir() {
 		if _, err := os.Stat(filepath.Join(t.model, "config.yaml")); err != nil {
-			return job.Model{}, nil, fmt.Errorf("%s is no model: %w", t.model, err)
+			return job.Model{}, nil, fmt.Errorf("%s is not a model: %w", t.model, err)
 		}
 		sheep["type"], sheep["working_directory"] = "bare", filepath.Join(dir, "models")
 		return job.Model{Name: trialModel, Version: "dev"}, settings, nil

@@ -51,11 +51,11 @@ func doctorCommand() *cobra.Command {
 	var form remote.Format
 	c := &cobra.Command{
 		Use:   "doctor [-c FILE]",
-		Short: "Examine the machine, and say what is wrong and what to do",
-		Long: "Examines what the daemon needs with this configuration: containerd, runc, control\n" +
+		Short: "Check the machine, and say what is wrong and what to do",
+		Long: "Checks what the daemon needs with this configuration: containerd, runc, control\n" +
 			"groups, GPUs, storage, registry, ledger, disks, clock and more. It changes nothing,\n" +
-			"and the daemon may be up. Each line is ok, a warning or a failure; a failure keeps\n" +
-			"jobs from being done, and makes the exit status 1.\n\n" +
+			"and the daemon may be running. Each line is ok, a warning or a failure; a failure\n" +
+			"prevents jobs from running, and makes the exit status 1.\n\n" +
 			"Run it as the user that the daemon runs as, with the same environment.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -78,9 +78,9 @@ func doctorCommand() *cobra.Command {
 			return examine(ctx, file, form, strict, cmd.OutOrStdout())
 		},
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (default: that of the service)")
 	form.Add(c.Flags())
-	c.Flags().Lookup("output").Usage = "how to print: table, wide, name (of the checks that find something), json or jsonl (an object a line)"
+	c.Flags().Lookup("output").Usage = "format: table, wide, name (of the checks with findings), json or jsonl (one object per line)"
 	c.Flags().BoolVar(&asJSON, "json", false, "write JSON, as -o json does")
 	c.Flags().BoolVar(&strict, "strict", false, "make the exit status 1 for warnings, too")
 	return c
@@ -385,12 +385,12 @@ func askDaemon(ctx context.Context, cfg *config.Config) error {
 	switch {
 	case errors.As(err, &status): // it says what it is not ready for
 		if err := json.Unmarshal(status.Body, &answer); err != nil || len(answer.Checks) == 0 {
-			return fmt.Errorf("what answers at %s is no shepherd of this version: %w", at, status)
+			return fmt.Errorf("the server at %s is not a shepherd of this version: %w", at, status)
 		}
 	case err != nil:
 		return fmt.Errorf("shepherdd is up and does not answer: %w", err)
 	case said.JSON200 == nil:
-		return fmt.Errorf("what answers at %s is no shepherd of this version", at)
+		return fmt.Errorf("the server at %s is not a shepherd of this version", at)
 	default:
 		answer = *said.JSON200
 	}

@@ -37,11 +37,11 @@ func initCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "init [FILE]",
 		Short: "Write a configuration for this machine",
-		Long: "Asks the machine for its GPUs, containerd, free ports and disks, and writes a\n" +
-			"configuration with comments to FILE, or shepherd.yml; `-` is standard output. There is\n" +
-			"a sheep for each GPU: a container sheep where containerd is up and --registry names\n" +
-			"where its images come from, a bare sheep elsewhere. It changes nothing else, and\n" +
-			"overwrites no file without --force.",
+		Long: "Detects the machine's GPUs, containerd, free ports and disks, and writes a commented\n" +
+			"configuration to FILE, by default shepherd.yml; `-` is standard output. It has a sheep\n" +
+			"for each GPU: a container sheep if containerd is running and --registry names the\n" +
+			"registry of its images, otherwise a bare sheep. Nothing else is changed, and no file\n" +
+			"is overwritten without --force.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return &usageError{errors.New("init takes the name of one file")}

@@ -49,9 +49,9 @@ func backupCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "backup [-c FILE] TO",
 		Short: "Copy the ledger while the daemon runs",
-		Long: "Writes a copy of the ledger, as it is at one moment, to the new file TO. The\n" +
-			"daemon may be up and goes on working. To restore it, stop the daemon and put the\n" +
-			"copy in the place of the ledger. A ledger in PostgreSQL is backed up by pg_dump.",
+		Long: "Writes a consistent copy of the ledger to the new file TO. The daemon may be running.\n" +
+			"To restore the copy, stop the daemon and replace the ledger with it. Back up a ledger\n" +
+			"in PostgreSQL with pg_dump.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return &usageError{errors.New("ledger backup takes the name of one new file")}
@@ -77,7 +77,7 @@ func backupCommand() *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (default: that of the service)")
 	return c
 }
 
@@ -86,10 +86,10 @@ func migrateCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "migrate [-c FILE] TO",
 		Short: "Move the queue and the history to another ledger, such as PostgreSQL",
-		Long: "Enters all jobs with their attempts in the empty ledger of the configuration file\n" +
-			"TO: from a SQLite file in PostgreSQL, or back. All daemons of both ledgers must be\n" +
-			"stopped. Jobs that were running are queued again. The ledger that they were in\n" +
-			"stays as it was; start the daemon with TO from then on, or jobs run twice.",
+		Long: "Copies all jobs with their attempts into the empty ledger of the configuration file\n" +
+			"TO, from a SQLite file to PostgreSQL or back. All daemons of both ledgers must be\n" +
+			"stopped. Jobs that were running are queued again. The old ledger is not changed: from\n" +
+			"now on start the daemon with TO, or jobs run twice.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return &usageError{errors.New("ledger migrate takes the name of one configuration file, which has the new ledger")}
@@ -113,6 +113,6 @@ func migrateCommand() *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "configuration file with the present ledger (that of the service, if left out)")
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file with the current ledger (default: that of the service)")
 	return c
 }

@@ -26,14 +26,14 @@ func nodesCommand(target remote.Config) *cobra.Command {
 			return err
 		}
 		if !cfg.Ledger.Shared() {
-			return fmt.Errorf("the ledger is the SQLite file %s, which this machine has alone: nodes share one in PostgreSQL (ledger.url)", cfg.Ledger.Path)
+			return fmt.Errorf("the ledger is the SQLite file %s, which only this machine uses: nodes share one in PostgreSQL (ledger.url)", cfg.Ledger.Path)
 		}
 		return postgres.Manage(cmd.Context(), daemon.DatabaseConfig(cfg), func(a *postgres.Admin) error { return do(cmd.Context(), databaseNodes{a}) })
 	})
-	c.Long = "Lists, drains and forgets the nodes whose daemons share a ledger in PostgreSQL. With\n" +
-		"--server, or where the environment or `shepherdd login` names a daemon, it asks that\n" +
-		"one; with -c, or as a service's configuration is there, it asks the database itself,\n" +
-		"whether a daemon is up or not."
+	c.Long = "Lists, drains and forgets the nodes that share a ledger in PostgreSQL. It asks the\n" +
+		"daemon that --server, the environment or `shepherdd login` names; with -c, or with the\n" +
+		"configuration of the service, it reads the database itself, and no daemon needs to be\n" +
+		"running."
 	asks.Add(c.PersistentFlags())
 	return c
 }

@@ -15,12 +15,11 @@ func recoverCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "recover [-c FILE] [--dry-run]",
 		Short: "Queue jobs again after the state directory was lost",
-		Long: "Looks in storage for jobs that have not ended and that the ledger does not know,\n" +
-			"and queues them again in their old order: the way back after the state directory\n" +
-			"was lost and there is no backup of the ledger. A job that was running runs again.\n" +
-			"Storage keeps neither the sheep that a job was addressed to nor its priority,\n" +
-			"limits and tenant: they are lost. The daemon must be stopped. It may be called\n" +
-			"again.",
+		Long: "Finds jobs in storage that have not ended and that the ledger does not have, and\n" +
+			"queues them again in the order of their submission. Use it if the state directory was\n" +
+			"lost and there is no backup of the ledger. A job that was running runs again. Storage\n" +
+			"keeps neither the sheep that a job was addressed to nor its priority, limits and\n" +
+			"tenant: these are lost. The daemon must be stopped. The command may be repeated.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := configOf(file)
@@ -46,7 +45,7 @@ func recoverCommand() *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (default: that of the service)")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and queue nothing")
 	return c
 }

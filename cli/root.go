@@ -91,11 +91,11 @@ func newRoot(name string, b Build) *cobra.Command {
 	root := &cobra.Command{
 		Use:   name + " -c FILE",
 		Short: "Run model jobs on the GPUs of this machine",
-		Long: "shepherdd takes jobs over HTTP, runs each in a sheep (a supervised runner\n" +
-			"with one model loaded) and keeps inputs and results in S3 storage. Without a\n" +
-			"command it is the daemon; the commands ask one, or look after it.",
+		Long: "shepherdd accepts model jobs over HTTP, runs each in a sheep (a supervised runner with\n" +
+			"one model loaded), and stores inputs and results in S3 storage. Without a command it\n" +
+			"runs the daemon; the commands ask a daemon, or manage one on this machine.",
 		Example: "  " + name + " -c shepherd.yml                          # the daemon\n" +
-			"  " + name + " submit digits:v1 page.png -o results     # a job, and what comes of it",
+			"  " + name + " submit digits:v1 page.png -o results     # a job and its results",
 		SuggestionsMinimumDistance: 2,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -143,8 +143,8 @@ func newRoot(name string, b Build) *cobra.Command {
 	// -h is the original's --host, so help has no short form.
 	root.PersistentFlags().Bool("help", false, "show this help")
 	f.StringVarP(&o.ConfigFile, "config", "c", "", "configuration file (required)")
-	f.StringVarP(&host, "host", "h", "0.0.0.0", "address the API listens on")
-	f.IntVarP(&port, "port", "p", 5000, "port the API listens on; 0 picks a free one")
+	f.StringVarP(&host, "host", "h", "0.0.0.0", "address that the API listens on")
+	f.IntVarP(&port, "port", "p", 5000, "port that the API listens on; 0 picks a free one")
 	target := remote.Config{Locate: locate, LocalModels: localModels, DialSocket: access.Dial, Socket: serviceSocket}
 	root.AddCommand(remote.Commands(target)...)
 	root.AddCommand(

@@ -29,11 +29,11 @@ func sandboxCommand() *cobra.Command {
 	var o sandboxOptions
 	c := &cobra.Command{
 		Use:   "sandbox",
-		Short: "Serve an S3 storage and an image registry to try shepherd with",
-		Long: "Serves, until Ctrl-C, an S3 storage and an OCI image registry: all that the\n" +
-			"example configurations need, without Docker. What is put there stays in --dir.\n" +
-			"The keys are public examples and the registry has no users, so it listens on\n" +
-			"the loopback address unless --host says otherwise.",
+		Short: "Serve an S3 storage and an image registry for trying out shepherd",
+		Long: "Serves an S3 storage and an OCI image registry until Ctrl-C: what the example\n" +
+			"configurations need, without Docker. Stored files stay in --dir. The keys are public\n" +
+			"examples and the registry has no users, so it listens on the loopback address unless\n" +
+			"--host is given.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return &usageError{fmt.Errorf("unexpected argument %q", args[0])}
@@ -44,7 +44,7 @@ func sandboxCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&o.dir, "dir", "", "directory for files and images (default: shepherd-sandbox in the user's cache directory)")
-	f.StringVar(&o.host, "host", "127.0.0.1", "address to listen on; 0.0.0.0 lets everybody on the network in")
+	f.StringVar(&o.host, "host", "127.0.0.1", "address to listen on; 0.0.0.0 lets everyone on the network connect")
 	f.IntVar(&o.storagePort, "storage-port", sandbox.StoragePort, "port of the S3 storage; 0 picks a free one")
 	f.IntVar(&o.registryPort, "registry-port", sandbox.RegistryPort, "port of the registry; 0 picks a free one")
 	return c

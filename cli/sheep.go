@@ -26,10 +26,10 @@ func reloadCommand(target remote.Config) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "reload",
 		Short: "Have the daemon read its configuration again",
-		Long: "Has the daemon that is up read its configuration again, as a whole or not at\n" +
-			"all: sheep are added, removed and changed while the others work on. It says\n" +
-			"what is in effect now and what needs a restart, and returns when sheep that are\n" +
-			"removed or changed have ended.",
+		Long: "Has the running daemon read its configuration again, as a whole or not at all: sheep\n" +
+			"are added, removed and changed while the others continue. It prints which changes are\n" +
+			"in effect and which need a restart, and returns when removed and changed sheep have\n" +
+			"stopped.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asked, err := asks.Open()
@@ -54,10 +54,10 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "sheep",
 		Short: "List the sheep, drain, restart and load them",
-		Long: "Lists the sheep and tells them what to do. With --server it asks the daemon at that\n" +
-			"address; with -c the one that is up with that configuration or, where none is, it\n" +
-			"works by itself; with neither the one that is up as a service. `stop` and `start`\n" +
-			"are for the machine that the sheep are on.",
+		Long: "Lists and controls the sheep. With --server it asks the daemon at that address; with\n" +
+			"-c the one that runs with that configuration or, if none does, it works without a\n" +
+			"daemon; with neither it asks the service on this machine. `stop` and `start` work only\n" +
+			"on the sheep's own machine.",
 	}
 	asks.Add(c.PersistentFlags())
 
@@ -142,9 +142,9 @@ func (o *sheepOrders) stop(b Build) *cobra.Command {
 		return err
 	})
 	c.Short = "Stop sheep; with --all, so that no runner is left on the machine"
-	c.Long = "Stops sheep. Running jobs may finish for drain_timeout; those that do not go\n" +
-		"back to the queue. A daemon that is up takes jobs in, and lets those wait that\n" +
-		"no other sheep can run, until `shepherdd sheep start`, or until it is restarted."
+	c.Long = "Stops sheep. Running jobs may finish for drain_timeout; those that do not go back to\n" +
+		"the queue. A running daemon still accepts jobs; those that no other sheep can run wait\n" +
+		"until `shepherdd sheep start` or a restart of the daemon."
 	remote.AddDrainTimeout(c, &o.drain)
 	return c
 }
@@ -157,7 +157,7 @@ func (o *sheepOrders) start() *cobra.Command {
 		}
 		return err
 	})
-	c.Short = "Let sheep work again that were stopped"
+	c.Short = "Let stopped sheep work again"
 	return c
 }
 
@@ -175,9 +175,10 @@ func (o *sheepOrders) restart() *cobra.Command {
 		}
 		return err
 	})
-	c.Short = "End the runners of sheep, which go on with new ones"
-	c.Long = "Ends the runners of sheep. Running jobs may finish for drain_timeout; those that do\n" +
-		"not go back to the queue, unspent. The next job starts another runner."
+	c.Short = "Restart the runners of sheep"
+	c.Long = "Stops the runners of sheep. Running jobs may finish for drain_timeout; those that do\n" +
+		"not go back to the queue, and the attempt is not counted. The next job starts a new\n" +
+		"runner."
 	remote.AddDrainTimeout(c, &o.drain)
 	return c
 }

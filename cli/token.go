@@ -16,9 +16,9 @@ func tokenCommand() *cobra.Command {
 	n := &cobra.Command{
 		Use:   "new",
 		Short: "Create a token",
-		Long: "Makes a token and prints it, this once, on standard output; on standard error\n" +
-			"follows what to put into the configuration, which holds the token's hash alone.\n" +
-			"Nothing is kept: a token that is lost is replaced by another.",
+		Long: "Creates a token and prints it, only this once, on standard output. The lines to add to\n" +
+			"the configuration, which contain only the token's hash, are printed on standard error.\n" +
+			"The token is not stored: to replace a lost one, create another.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, s := range scopes {
@@ -40,9 +40,9 @@ func tokenCommand() *cobra.Command {
 			return err
 		},
 	}
-	n.Flags().StringVar(&name, "name", "NAME", "what logs call who shows it")
-	n.Flags().StringSliceVar(&scopes, "scope", []string{"submit", "read"}, "what it allows: submit, read, admin")
-	n.Flags().StringVar(&tenant, "tenant", "", "whose jobs alone it sees; all jobs, if left out")
+	n.Flags().StringVar(&name, "name", "NAME", "name of the token's holder in logs and metrics")
+	n.Flags().StringSliceVar(&scopes, "scope", []string{"submit", "read"}, "what the token allows: submit, read, admin")
+	n.Flags().StringVar(&tenant, "tenant", "", "tenant whose jobs it is limited to (default: all jobs)")
 	c.AddCommand(n)
 	return c
 }

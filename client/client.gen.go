@@ -294,53 +294,53 @@ func (e ListMessagesParamsState) Valid() bool {
 	}
 }
 
-// Attempt One time that a sheep took a job, until it ended it or gave it back
+// Attempt One claim of a job by a sheep, until the sheep ended the job or handed it back
 type Attempt struct {
 	// BeganAt When the sheep took it
 	BeganAt *Time `json:"began_at"`
 
-	// Cause Why it ended, such as `done`, `error`, `runner-died`, `load-timeout`, `cancelled`, `sheep` or `interrupted`; null while it lasts
+	// Cause Why it ended, such as `done`, `error`, `runner-died`, `load-timeout`, `cancelled`, `sheep` or `interrupted`; null until its end
 	//
 	// Example: error
 	Cause *string `json:"cause"`
 
-	// EndedAt Null while it lasts
+	// EndedAt Null until its end
 	EndedAt *Time     `json:"ended_at"`
 	Gpu     *GPUUsage `json:"gpu"`
 
 	// Node The name of the daemon, as configured
 	Node string `json:"node"`
 
-	// Number Which attempt of that run, from 1
+	// Number The attempt of that run, from 1
 	Number int `json:"number"`
 
-	// Phases How long the parts of an attempt took, in seconds; null for those that there were not. Parts may overlap
+	// Phases The durations of the phases of an attempt, in seconds; null for those that it did not have. Phases may overlap
 	Phases Phases `json:"phases"`
 
 	// Reason The same in words
 	Reason *string `json:"reason"`
 
-	// Run Of which run of the job, from 1
+	// Run The run of the job, from 1
 	Run   int    `json:"run"`
 	Sheep string `json:"sheep"`
 
-	// Spent Whether it counts towards the tries that the job has
+	// Spent Whether it counts towards the job's `retries`
 	Spent bool `json:"spent"`
 
-	// StartedAt When its turn there came; null where it was only prepared
+	// StartedAt When the sheep began with the job; null if it was only prepared
 	StartedAt *Time `json:"started_at"`
 }
 
 // Check defines model for Check.
 type Check struct {
-	// Message What is wrong; the daemon's log says more
+	// Message What is wrong; the daemon's log has more
 	Message *string `json:"message"`
 	Ready   bool    `json:"ready"`
 }
 
 // DeviceUser defines model for DeviceUser.
 type DeviceUser struct {
-	// Budget What it may take of the memory, in bytes; null for all
+	// Budget The most memory that it may take, in bytes; null for all
 	Budget *int64 `json:"budget"`
 
 	// Instance The UUID of the MIG instance that it has; null for the whole GPU
@@ -363,17 +363,17 @@ type Duration = any
 
 // Error defines model for Error.
 type Error struct {
-	// Detail The cause, told only by a daemon in debug mode
+	// Detail The cause; sent only in debug mode
 	Detail  *string `json:"detail,omitempty"`
 	Message string  `json:"message"`
 }
 
-// Estimate When something is expected, by what the models' jobs took lately, what is ahead in the queue and the sheep that can run it; what is submitted later and goes first is not known
+// Estimate An estimate, from the durations of the models' recent jobs, the jobs ahead in the queue and the sheep that can run it; jobs that are submitted later and go first are not known
 type Estimate struct {
-	// Earliest In one case of ten it is before this
+	// Earliest It is earlier in one case of ten
 	Earliest *Time `json:"earliest"`
 
-	// Latest In one case of ten it is after this
+	// Latest It is later in one case of ten
 	Latest *Time `json:"latest"`
 
 	// Likely Example: 2026-11-22T10:08:03.942214
@@ -386,18 +386,18 @@ type Event struct {
 	At      *Time `json:"at"`
 	Attempt *int  `json:"attempt"`
 
-	// Cause Why the attempt ended, of returned and ended
+	// Cause Why the attempt ended; only in returned and ended
 	Cause        *string    `json:"cause"`
 	ErrorDetails *Failure   `json:"error_details"`
 	Event        EventEvent `json:"event"`
 
-	// Id What to go on after; left out of `progress`
+	// Id For `Last-Event-ID` and `after`; left out of `progress`
 	Id    *string `json:"id,omitempty"`
 	JobId string  `json:"job_id"`
 	Model Model   `json:"model"`
 	Node  *string `json:"node"`
 
-	// Progress Of progress alone
+	// Progress Only in progress
 	Progress *Progress `json:"progress,omitempty"`
 
 	// Reason The same in words
@@ -412,7 +412,7 @@ type Event struct {
 	// SheepId The sheep it is addressed to
 	SheepId *string `json:"sheep_id"`
 
-	// Status The job's, after the event
+	// Status The job's state after the event
 	Status job.State `json:"status"`
 }
 
@@ -426,20 +426,20 @@ type Explanation struct {
 	// Next What can be done
 	Next []string `json:"next"`
 
-	// Reasons What lies behind it, the most important first
+	// Reasons The reasons, the most important first
 	Reasons []string  `json:"reasons"`
 	Status  job.State `json:"status"`
 
 	// Summary In one sentence
 	Summary string `json:"summary"`
 
-	// Text All of it, a line each
+	// Text All of these, a line each
 	Text string `json:"text"`
 }
 
 // Failure Why the job failed
 type Failure struct {
-	// ExceptionTraceback Told only by a daemon in debug mode
+	// ExceptionTraceback Sent only in debug mode
 	ExceptionTraceback *string `json:"exception_traceback"`
 	ExceptionType      *string `json:"exception_type"`
 	Message            string  `json:"message"`
@@ -447,7 +447,7 @@ type Failure struct {
 
 // FileEntry defines model for FileEntry.
 type FileEntry struct {
-	// Address Where whoever has it fetches the file, as long as `presign` says; left out without that
+	// Address An address for fetching the file without credentials, for the time of `presign`; left out without it
 	Address *string `json:"address,omitempty"`
 	Etag    *string `json:"etag"`
 
@@ -463,7 +463,7 @@ type FileEntry struct {
 
 // FileList defines model for FileList.
 type FileList struct {
-	// Bytes What they take together
+	// Bytes The size of all of them
 	Bytes int64       `json:"bytes"`
 	Files []FileEntry `json:"files"`
 }
@@ -476,7 +476,7 @@ type Flock struct {
 	// Sheep By name
 	Sheep []FlockSheep `json:"sheep"`
 
-	// Trouble Why the queue, and the times of jobs under way, are not known at the moment; null where they are
+	// Trouble Why the queue, and the times of running jobs, are not known at the moment; null if they are
 	Trouble *string `json:"trouble"`
 }
 
@@ -484,7 +484,7 @@ type Flock struct {
 type FlockEvents struct {
 	Events []Event `json:"events"`
 
-	// Skipped There were more than these
+	// Skipped Whether there were more than these
 	Skipped bool `json:"skipped"`
 }
 
@@ -493,19 +493,19 @@ type FlockQueue struct {
 	// Head The first of them, in the order of their positions
 	Head []QueuedJob `json:"head"`
 
-	// Labels By label, as KEY=VALUE, most first
+	// Labels By label, as KEY=VALUE, the largest first
 	Labels []QueueGroup `json:"labels"`
 
-	// Models How many jobs wait of what, of those that total counts: by model, most first, at most 30
+	// Models The numbers of waiting jobs by model, of those that total counts: the largest first, at most 30
 	Models []QueueGroup `json:"models"`
 
-	// More There are more than that
+	// More Whether there are more than that
 	More bool `json:"more"`
 
 	// Priorities The same by priority, the highest first
 	Priorities []QueueGroup `json:"priorities"`
 
-	// Tenants By tenant, most first; empty for a tenant
+	// Tenants By tenant, the largest first; empty for callers with a tenant
 	Tenants []QueueGroup `json:"tenants"`
 
 	// Total How many jobs wait
@@ -520,21 +520,21 @@ type FlockSheep struct {
 	// device that is out
 	Condition SheepCondition `json:"condition"`
 
-	// Detail What it is doing beyond that, or why it takes no jobs, in words
+	// Detail What else it is doing, or why it takes no jobs
 	Detail *string `json:"detail"`
 
-	// Job The job under way
+	// Job The running job
 	Job   *string `json:"job"`
 	Model Model   `json:"model"`
 
 	// Name NODE/SHEEP in a fleet
 	Name string `json:"name"`
 
-	// Node The node that has it; null where the daemon is alone
+	// Node The node that has it; null without a fleet
 	Node     *string   `json:"node"`
 	Progress *Progress `json:"progress"`
 
-	// Pull How far the fetching of a model is that detail tells of; null where none is fetched, or that is not known
+	// Pull The progress of the pull in detail; null if there is none, or it is not known
 	Pull *PullProgress `json:"pull"`
 
 	// Running A runner is up, with the model
@@ -543,10 +543,10 @@ type FlockSheep struct {
 	// RunningSince When the runner began with the job; null while it is prepared or its model is loaded
 	RunningSince *Time `json:"running_since"`
 
-	// StartedAt When the job's turn came
+	// StartedAt When the sheep began with the job
 	StartedAt *Time `json:"started_at"`
 
-	// TurnEndsAt Until when jobs of its model go before older ones of other models
+	// TurnEndsAt The end of the time in which jobs of its model go before older ones of other models
 	TurnEndsAt *Time `json:"turn_ends_at"`
 
 	// Type Example: bare
@@ -558,16 +558,16 @@ type FlockSheep struct {
 
 // GPU defines model for GPU.
 type GPU struct {
-	// Detail Why it is out, or why it is not known how it fares
+	// Detail Why it is out, or why its health is not known
 	Detail *string `json:"detail"`
 
 	// Foreign Processes on it that are not shepherd's
 	Foreign []GPUProcess `json:"foreign"`
 
-	// Health `out`: it runs no jobs and is tested again; `unknown`: the driver does not tell, and it runs jobs
+	// Health `out`: it runs no jobs and is tested again; `unknown`: the driver does not report it, and it runs jobs
 	Health GPUHealth `json:"health"`
 
-	// Index That of nvidia-smi
+	// Index As in nvidia-smi
 	Index int `json:"index"`
 
 	// Memory In all, in bytes
@@ -576,7 +576,7 @@ type GPU struct {
 	// Name Example: NVIDIA A100-SXM4-80GB
 	Name string `json:"name"`
 
-	// Node The node that has it; left out where the daemon is alone, and in GET /gpus, which is of one node
+	// Node The node that has it; left out without a fleet, and in GET /gpus, which is about one node
 	Node *string `json:"node,omitempty"`
 
 	// OutSince Example: 2026-11-22T10:08:03.942214
@@ -588,7 +588,7 @@ type GPU struct {
 	// RetestAt Example: 2026-11-22T10:08:03.942214
 	RetestAt *Time `json:"retest_at"`
 
-	// Sheep Those with a share of it
+	// Sheep The sheep with a share of it
 	Sheep []DeviceUser `json:"sheep"`
 
 	// Temperature In degrees Celsius
@@ -607,12 +607,12 @@ type GPU struct {
 	Uuid string `json:"uuid"`
 }
 
-// GPUHealth `out`: it runs no jobs and is tested again; `unknown`: the driver does not tell, and it runs jobs
+// GPUHealth `out`: it runs no jobs and is tested again; `unknown`: the driver does not report it, and it runs jobs
 type GPUHealth string
 
 // GPUList defines model for GPUList.
 type GPUList struct {
-	// Cuda The newest CUDA that the driver serves
+	// Cuda The newest CUDA version that the driver supports
 	//
 	// Example: 12.4
 	Cuda *string `json:"cuda"`
@@ -623,10 +623,10 @@ type GPUList struct {
 	Driver *string `json:"driver"`
 	Gpus   []GPU   `json:"gpus"`
 
-	// Others Devices of sheep that NVIDIA's driver does not tell of
+	// Others Devices of sheep that NVIDIA's driver does not list
 	Others []OtherDevice `json:"others"`
 
-	// Trouble Why it is not known how the GPUs fare; null where it is
+	// Trouble Why the state of the GPUs is not known; null if it is
 	Trouble *string `json:"trouble"`
 }
 
@@ -642,9 +642,9 @@ type GPUProcess struct {
 	Used int64 `json:"used"`
 }
 
-// GPUUsage What the job used of GPUs, once it has ended on a sheep that has any
+// GPUUsage The job's use of GPUs, if it has ended on a sheep that has any
 type GPUUsage struct {
-	// PeakMemory The most memory it had on them, in bytes; null where the driver did not tell
+	// PeakMemory The most memory that it had on them, in bytes; null if the driver did not report it
 	PeakMemory *int64 `json:"peak_memory"`
 
 	// Seconds How long the runner had the job times the number of GPUs
@@ -661,24 +661,24 @@ type Group struct {
 		Queued     int `json:"queued"`
 	} `json:"counts"`
 
-	// Ended All its jobs have
+	// Ended Whether all its jobs have ended
 	Ended bool   `json:"ended"`
 	Group string `json:"group"`
 
-	// Jobs In the order of their submission, the first 1000; as in a listing
+	// Jobs The first 1000, in the order of their submission, as in a list
 	Jobs []Job `json:"jobs"`
 
-	// More There are others: `GET /jobs?group=` lists them all
+	// More Whether there are others: `GET /jobs?group=` lists all
 	More bool `json:"more"`
 }
 
 // GroupRequest defines model for GroupRequest.
 type GroupRequest struct {
-	// Group The group's name, as a job is named; made by the daemon where it is left out
+	// Group The group's name, in the form of a job's id; by default the daemon generates it
 	Group *string      `json:"group,omitempty"`
 	Jobs  []JobRequest `json:"jobs"`
 
-	// Webhook Told once when all jobs of the group have ended; without `events`
+	// Webhook Notified once when all jobs of the group have ended; without `events`
 	Webhook *Webhook `json:"webhook,omitempty"`
 }
 
@@ -689,13 +689,13 @@ type Health struct {
 
 // InputReference defines model for InputReference.
 type InputReference struct {
-	// As The file's name below `inputs/`, its own name if left out; or the directory's, none if left out
+	// As The name of the file (by default its own) or of the directory (by default none) below `inputs/`
 	As *string `json:"as,omitempty"`
 
-	// Job The job whose files they are; its outputs only once it is done
+	// Job The job that has the files; its outputs only if it is done
 	Job string `json:"job"`
 
-	// Path A file, such as `outputs/output`, or a directory, which ends with a slash; `outputs/`, which is all outputs, if left out
+	// Path A file, such as `outputs/output`, or a directory, which ends with a slash; by default `outputs/`, which is all outputs
 	Path *string `json:"path,omitempty"`
 }
 
@@ -704,32 +704,32 @@ type Job struct {
 	// After The jobs whose outputs are among its inputs
 	After []string `json:"after"`
 
-	// Attempt How often it was given to a sheep, this run
+	// Attempt How often it was given to a sheep in this run
 	Attempt int `json:"attempt"`
 
-	// Attempts Every time that a sheep took the job, of this run and of earlier ones, oldest first, as far as they are kept; left out of listings
+	// Attempts Each time that a sheep took the job, in this run and in earlier ones, oldest first, as far as they are kept; left out of lists
 	Attempts *[]Attempt `json:"attempts,omitempty"`
 
-	// Cancelling Its end was asked for, and the sheep that has it has not stopped yet
+	// Cancelling It was cancelled, and the sheep that has it has not stopped it yet
 	Cancelling bool `json:"cancelling"`
 
-	// Deadline The time at which it fails where it has not ended by then
+	// Deadline The time at which it fails if it has not ended
 	Deadline *Time `json:"deadline"`
 
-	// Detail What its sheep is doing for it, such as how far the pull of its model is
+	// Detail What its sheep is doing for it, such as the progress of the pull of its model
 	Detail *string `json:"detail"`
 
 	// EnqueuedAt Example: 2026-11-22T10:08:03.942214
 	EnqueuedAt   *Time    `json:"enqueued_at"`
 	ErrorDetails *Failure `json:"error_details"`
 
-	// ExpectedEnd Of a job that runs: when it is expected to end; null where too little is known, and in listings
+	// ExpectedEnd When a running job is expected to end; null if too little is known, and in lists
 	ExpectedEnd *Estimate `json:"expected_end"`
 
-	// ExpectedStart Of a job that waits: when a sheep is expected to start it; null where too little is known, and in listings
+	// ExpectedStart When a sheep is expected to start a job that waits; null if too little is known, and in lists
 	ExpectedStart *Estimate `json:"expected_start"`
 
-	// FilesRemoved The files are gone
+	// FilesRemoved The files were removed
 	FilesRemoved bool `json:"files_removed"`
 
 	// FinishedAt Example: 2026-11-22T10:08:03.942214
@@ -740,13 +740,13 @@ type Job struct {
 	Group *string `json:"group"`
 	JobId string  `json:"job_id"`
 
-	// KeptUntil The time at which the files of a job that has ended are removed, or were; null: they are kept
+	// KeptUntil The time at which the files of a job that has ended are or were removed; null if they are kept
 	KeptUntil *Time `json:"kept_until"`
 
-	// Labels The client's notes on it
+	// Labels The client's labels of the job
 	Labels map[string]string `json:"labels"`
 
-	// LastSheep The sheep that had it last, of a job that has ended; left out where none had it
+	// LastSheep The sheep that had it last, if it has ended; left out if none had it
 	LastSheep *string `json:"last_sheep,omitempty"`
 
 	// Limits The limits that apply to the job, its own and the configured ones. Times are in seconds; 0 is no limit
@@ -756,10 +756,10 @@ type Job struct {
 	// NodeLabels Labels that the node of its sheep must have
 	NodeLabels map[string]string `json:"node_labels"`
 
-	// NotBefore The earliest time at which a sheep may start it: as was asked for, or later where it is to be tried again
+	// NotBefore The earliest time at which a sheep may start it: that of the request, or a later one before a retry
 	NotBefore *Time `json:"not_before"`
 
-	// Position Its place in the queue by priority and age, among the jobs for the same sheep and those for any: 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
+	// Position Its place in the queue by priority and age, among the jobs for the same sheep and those for any: 1 is the first, and 10000 stands for all further back; null if it does not wait for a sheep, and in listings
 	Position *int `json:"position"`
 	Priority int  `json:"priority"`
 
@@ -777,13 +777,13 @@ type Job struct {
 	SheepId *string   `json:"sheep_id"`
 	Status  job.State `json:"status"`
 
-	// Timeline What happened to it in its last run, oldest first, the last 200 events; left out of listings
+	// Timeline The events of its last run, oldest first, at most the last 200; left out of lists
 	Timeline *[]TimelineEntry `json:"timeline,omitempty"`
 
-	// WaitsFor Those of them that are not done, while it waits for them; left out of listings
+	// WaitsFor Those of them that are not done, while it waits for them; left out of lists
 	WaitsFor *[]string `json:"waits_for,omitempty"`
 
-	// Warnings What should be known of a job that is done, such as outputs that were not stored
+	// Warnings Problems of a job that is done, such as outputs that were not stored
 	Warnings []string `json:"warnings"`
 }
 
@@ -791,27 +791,27 @@ type Job struct {
 type JobList struct {
 	Jobs []Job `json:"jobs"`
 
-	// Next What to ask for next; null at the end
+	// Next The `after` of the next page; null at the end
 	Next *string `json:"next"`
 }
 
-// JobRequest A job as `POST /jobs` takes it. What is not described here is as in StartJobRequest
+// JobRequest A job for `POST /jobs`. Fields that are not described here are as in StartJobRequest
 type JobRequest struct {
-	// After Jobs that this one waits for, until they are done: their outputs become inputs of it, below `inputs/ID/`. Where one of them fails or is cancelled, this one fails
+	// After Jobs that this one waits for until they are done; their outputs become its inputs, below `inputs/ID/`. If one of them fails or is cancelled, this one fails
 	After    *[]string  `json:"after,omitempty"`
 	Deadline *time.Time `json:"deadline,omitempty"`
 
-	// Group The group that the job belongs to, named as a job is
+	// Group The group that the job belongs to; a name has the form of a job's id
 	Group *string `json:"group,omitempty"`
 
 	// Inputs Files of other jobs that become inputs of this one
 	Inputs *[]InputReference `json:"inputs,omitempty"`
 
-	// JobId Chosen by the client; made by the daemon where it is left out
+	// JobId Chosen by the client; by default the daemon generates it
 	JobId *string   `json:"job_id,omitempty"`
 	Keep  *Duration `json:"keep,omitempty"`
 
-	// Labels The client's notes, by which `GET /jobs` finds the job: keys of letters, digits, `.`, `_`, `-` and `/`, at most 63, and values of at most 256 bytes
+	// Labels Names and values of the client's, by which `GET /jobs` can select jobs: keys of letters, digits, `.`, `_`, `-` and `/`, at most 63, and values of at most 256 bytes
 	Labels      *map[string]string `json:"labels,omitempty"`
 	LoadTimeout *Duration          `json:"load_timeout,omitempty"`
 	Model       struct {
@@ -846,16 +846,16 @@ type KeptModel struct {
 	LastUsedAt *Time  `json:"last_used_at"`
 	Name       string `json:"name"`
 
-	// Node The node of a fleet on whose disk it is; left out where the daemon is alone
+	// Node The node of a fleet on whose disk it is; left out without a fleet
 	Node *string `json:"node,omitempty"`
 
-	// OwnSize Bytes that removing it alone gives back
+	// OwnSize Bytes that its removal frees
 	OwnSize int64 `json:"own_size"`
 
 	// Reference Example: localhost:6000/digits:v1
 	Reference string `json:"reference"`
 
-	// Size Bytes on the disk, packed and unpacked, with what it shares with other models
+	// Size Bytes on the disk, packed and unpacked, including those that it shares with other models
 	Size    int64  `json:"size"`
 	Usual   *Usual `json:"usual"`
 	Version string `json:"version"`
@@ -885,7 +885,7 @@ type Message struct {
 	// CreatedAt Example: 2026-11-22T10:08:03.942214
 	CreatedAt *Time `json:"created_at"`
 
-	// DueAt When it is tried next; null once it is delivered or given up, and while an earlier message about the job is not
+	// DueAt When it is tried next; null if it is delivered or given up, or waits for an earlier message about the job
 	DueAt *Time        `json:"due_at"`
 	Event MessageEvent `json:"event"`
 	Id    string       `json:"id"`
@@ -894,7 +894,7 @@ type Message struct {
 	// Problem Why the last try failed
 	Problem *string `json:"problem"`
 
-	// Receiver Its name in the configuration or, where a job named it, its URL
+	// Receiver Its name in the configuration or, if a job named it, its URL
 	Receiver string `json:"receiver"`
 	Run      int    `json:"run"`
 
@@ -917,7 +917,7 @@ type MessageState string
 type MessageList struct {
 	Messages []Message `json:"messages"`
 
-	// Next What to ask for next; null at the end
+	// Next The `after` of the next page; null at the end
 	Next *string `json:"next"`
 }
 
@@ -931,7 +931,7 @@ type Model struct {
 type ModelList struct {
 	Models []KeptModel `json:"models"`
 
-	// Unanswered The nodes of a fleet that are up and could not be asked; left out where there is none
+	// Unanswered The nodes of a fleet that are up and do not answer; left out if there are none
 	Unanswered *[]UnansweredNode `json:"unanswered,omitempty"`
 }
 
@@ -947,7 +947,7 @@ type Node struct {
 	Jobs     int     `json:"jobs"`
 	JoinedAt *string `json:"joined_at"`
 
-	// Labels By which jobs and models choose nodes
+	// Labels The labels by which jobs and models select nodes
 	Labels map[string]string `json:"labels"`
 
 	// LostAt When the lease of a lost node ended
@@ -988,7 +988,7 @@ type OtherDevice struct {
 	Sheep []DeviceUser `json:"sheep"`
 }
 
-// Phases How long the parts of an attempt took, in seconds; null for those that there were not. Parts may overlap
+// Phases The durations of the phases of an attempt, in seconds; null for those that it did not have. Phases may overlap
 type Phases struct {
 	// Collect Storing the results
 	Collect *float64 `json:"collect"`
@@ -1005,13 +1005,13 @@ type Phases struct {
 
 // Problem An error, as in RFC 9457
 type Problem struct {
-	// Cause The cause, told only by a daemon in debug mode
+	// Cause The cause; sent only in debug mode
 	Cause *string `json:"cause,omitempty"`
 
-	// Detail What is wrong and, where something can be done, what
+	// Detail What is wrong and, if possible, what to do
 	Detail string `json:"detail"`
 
-	// Field The field of the request that cannot be accepted
+	// Field The invalid field of the request
 	//
 	// Example: model.name
 	Field *string `json:"field,omitempty"`
@@ -1019,7 +1019,7 @@ type Problem struct {
 	// Message The same as `detail`, as in errors of the original's routes
 	Message string `json:"message"`
 
-	// RequestId The request, as the daemon's log names it, too
+	// RequestId The id of the request, as in the daemon's log
 	RequestId string `json:"request_id"`
 	Status    int    `json:"status"`
 
@@ -1028,27 +1028,27 @@ type Problem struct {
 	// Example: Not Found
 	Title string `json:"title"`
 
-	// Type Which kind of error it is, for programs
+	// Type The kind of the error, for programs
 	//
 	// Example: urn:shepherd:problem:unknown-job
 	Type string `json:"type"`
 }
 
-// Progress How far the runner that has the job is, as it said itself; null where it did not say
+// Progress The progress that the runner has reported; null if it has reported none
 type Progress struct {
-	// At When it said so
+	// At When it was reported
 	At *Time `json:"at"`
 
 	// Done How much of the job is done, from 0 to 1
 	Done float64 `json:"done"`
 
-	// Text At what it is
+	// Text What it is doing
 	Text *string `json:"text"`
 }
 
 // PullProgress defines model for PullProgress.
 type PullProgress struct {
-	// Done Bytes that are here
+	// Done Bytes that are on the disk
 	Done *int64 `json:"done,omitempty"`
 
 	// Error In the last object: why it is not
@@ -1057,13 +1057,13 @@ type PullProgress struct {
 	// Rate Bytes a second
 	Rate *int64 `json:"rate,omitempty"`
 
-	// Success In the last object: the model is here
+	// Success In the last object: the model is on the disk
 	Success *bool `json:"success,omitempty"`
 
 	// Text For people
 	Text string `json:"text"`
 
-	// Total Bytes in all; left out while that is not known
+	// Total Bytes in total; left out while they are not known
 	Total *int64 `json:"total,omitempty"`
 }
 
@@ -1076,7 +1076,7 @@ type PullRequest struct {
 		Version string `json:"version"`
 	} `json:"model"`
 
-	// SheepId The sheep that shall be able to load it; all that fetch models, when left out or null
+	// SheepId The sheep that the model is fetched for; left out or null means all that fetch models
 	SheepId *string `json:"sheep_id,omitempty"`
 }
 
@@ -1111,7 +1111,7 @@ type Readiness struct {
 	// Checks What the daemon depends on, by name
 	Checks map[string]Check `json:"checks"`
 
-	// Ready Whether every check is
+	// Ready Whether all checks have passed
 	Ready bool `json:"ready"`
 }
 
@@ -1122,13 +1122,13 @@ type Ready struct {
 
 // Session defines model for Session.
 type Session struct {
-	// Name What logs call the caller; null where it is not known
+	// Name The caller's name in logs; null if it is not known
 	Name *string `json:"name"`
 
-	// Scopes What it may do: submit, read, admin
+	// Scopes What the caller may do: submit, read, admin
 	Scopes []string `json:"scopes"`
 
-	// Tenant Whose jobs alone it sees; null for all jobs
+	// Tenant The tenant whose jobs it is limited to; null for all jobs
 	Tenant *string `json:"tenant"`
 }
 
@@ -1140,17 +1140,17 @@ type Sheep struct {
 	// device that is out
 	Condition SheepCondition `json:"condition"`
 
-	// Detail What it is doing beyond that, or why it takes no jobs, in words
+	// Detail What else it is doing, or why it takes no jobs
 	Detail *string `json:"detail"`
 
-	// Job The job under way
+	// Job The running job
 	Job   *string `json:"job"`
 	Model Model   `json:"model"`
 
 	// Name NODE/SHEEP in a fleet
 	Name string `json:"name"`
 
-	// Node The node that has it; null where the daemon is alone
+	// Node The node that has it; null without a fleet
 	Node    *string `json:"node"`
 	Running bool    `json:"running"`
 
@@ -1173,7 +1173,7 @@ type SheepList struct {
 type SheepStatus struct {
 	Model Model `json:"model"`
 
-	// Request The job under way
+	// Request The running job
 	Request *string `json:"request"`
 
 	// Running Whether a runner is up
@@ -1188,15 +1188,15 @@ type SignInRequest struct {
 
 // StartJobRequest defines model for StartJobRequest.
 type StartJobRequest struct {
-	// Deadline The time at which it fails where it has not ended by then, as in RFC 3339, with a zone
+	// Deadline The time at which it fails if it has not ended, as in RFC 3339, with a zone
 	//
 	// Example: 2099-01-01T08:00:00+02:00
 	Deadline *time.Time `json:"deadline,omitempty"`
 
-	// JobId Chosen by the client; without `..`. Storage that keeps a bucket per job accepts only what can name a bucket
+	// JobId Chosen by the client; without `..`. With a bucket per job it must also be a valid bucket name
 	JobId string `json:"job_id"`
 
-	// Keep How long the job's files are kept after its end. 0 is for ever; left out, as configured (`storage.keep`)
+	// Keep How long the job's files are kept after its end. 0 keeps them indefinitely; left out, `storage.keep` applies
 	Keep *Duration `json:"keep,omitempty"`
 
 	// LoadTimeout How long loading the model and starting its runner may take. 0 is no limit
@@ -1209,7 +1209,7 @@ type StartJobRequest struct {
 		Version string `json:"version"`
 	} `json:"model"`
 
-	// NodeLabels Labels (`fleet.labels`) that the node of the sheep must have, all of them; any node, when left out or null
+	// NodeLabels Labels (`fleet.labels`) that the sheep's node must have, all of them; left out or null means any node
 	NodeLabels *map[string]string `json:"node_labels,omitempty"`
 
 	// NotBefore The earliest time at which a sheep may start it, as in RFC 3339, with a zone
@@ -1223,19 +1223,19 @@ type StartJobRequest struct {
 	// Priority Higher goes first
 	Priority *int32 `json:"priority,omitempty"`
 
-	// Retries How often the job is tried again when it fails by its own fault. As configured, when left out or null; so with the limits that follow
+	// Retries How often the job is tried again after a failure of its own. Left out or null, this and the following limits are as configured
 	Retries *int `json:"retries,omitempty"`
 
-	// RetryPause How long it waits before the first of these tries; twice as long before each further one
+	// RetryPause The pause before the first retry; it doubles with each further one
 	RetryPause *Duration `json:"retry_pause,omitempty"`
 
-	// RunTimeout How long the runner may have the job. 0 is no limit
+	// RunTimeout How long the runner may take for the job. 0 is no limit
 	RunTimeout *Duration `json:"run_timeout,omitempty"`
 
-	// SheepId The sheep that shall run the job, SHEEP or NODE/SHEEP; any, when left out or null
+	// SheepId The only sheep that may run the job, SHEEP or NODE/SHEEP; left out or null means any
 	SheepId *string `json:"sheep_id,omitempty"`
 
-	// WaitTimeout How long it may wait until a sheep starts it, or else fails; from `not_before` on where that is given. 0 is no limit
+	// WaitTimeout How long it may wait until a sheep starts it, counted from `not_before` if that is given; then it fails. 0 is no limit
 	WaitTimeout *Duration `json:"wait_timeout,omitempty"`
 }
 
@@ -1298,7 +1298,7 @@ type Upload struct {
 
 // UploadFile defines model for UploadFile.
 type UploadFile struct {
-	// Path Below `inputs/`, with the rules of `POST /jobs`
+	// Path The name below `inputs/`, with the rules of `POST /jobs`
 	Path string `json:"path"`
 
 	// Size In bytes
@@ -1307,7 +1307,7 @@ type UploadFile struct {
 
 // UploadPart defines model for UploadPart.
 type UploadPart struct {
-	// Address Where a `PUT` of the part goes
+	// Address The address for the `PUT` of the part
 	Address string `json:"address"`
 
 	// Number From 1
@@ -1322,37 +1322,37 @@ type UploadPart struct {
 
 // UploadRenewal defines model for UploadRenewal.
 type UploadRenewal struct {
-	// ExpiresIn How long addresses are valid, from a second to 7 days; an hour where it is left out
+	// ExpiresIn How long addresses are valid, from a second to 7 days; by default an hour
 	ExpiresIn *Duration `json:"expires_in,omitempty"`
 }
 
 // UploadRequest defines model for UploadRequest.
 type UploadRequest struct {
-	// ExpiresIn How long addresses are valid, from a second to 7 days; an hour where it is left out
+	// ExpiresIn How long addresses are valid, from a second to 7 days; by default an hour
 	ExpiresIn *Duration    `json:"expires_in,omitempty"`
 	Files     []UploadFile `json:"files"`
 
-	// JobId The id of the job that is going to be submitted; made by the daemon where it is left out
+	// JobId The id of the job that will be submitted; by default the daemon generates it
 	JobId *string `json:"job_id,omitempty"`
 }
 
 // UploadedFile defines model for UploadedFile.
 type UploadedFile struct {
-	// Address Where a `PUT` of the file goes; of one that is sent whole
+	// Address The address for the `PUT` of the file, if it is not sent in parts
 	Address *string `json:"address,omitempty"`
 
-	// Parts The parts that are missing, of a file that is sent in parts
+	// Parts The missing parts, if the file is sent in parts
 	Parts *[]UploadPart `json:"parts,omitempty"`
 	Path  string        `json:"path"`
 
 	// Size In bytes
 	Size int64 `json:"size"`
 
-	// Stored Nothing is left to be sent
+	// Stored The file is in storage completely
 	Stored bool `json:"stored"`
 }
 
-// Usual What the last jobs of a model took, of those that were done: seconds that a runner had them
+// Usual The durations of the last jobs of a model that were done: how many seconds a runner had them
 type Usual struct {
 	// High One in ten took longer
 	High float64 `json:"high"`
@@ -1363,7 +1363,7 @@ type Usual struct {
 	// Likely Half of them took less
 	Likely float64 `json:"likely"`
 
-	// Load Half of the times that loading the model took were less
+	// Load Half of the loads of the model took less
 	Load *float64 `json:"load"`
 
 	// Low One in ten took less
@@ -1380,7 +1380,7 @@ type Version struct {
 
 // Webhook Where messages about this run of the job are sent, in the form of Standard Webhooks
 type Webhook struct {
-	// Events Which events are told of; only `ended` if left out
+	// Events The events to send; by default only `ended`
 	Events *[]WebhookEvents `json:"events,omitempty"`
 
 	// Url `https://` or `http://`, without credentials
@@ -1553,13 +1553,13 @@ type UploadOver = Problem
 
 // FollowEventsParams defines parameters for FollowEvents.
 type FollowEventsParams struct {
-	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
+	// After As `Last-Event-ID`, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
 
-	// Newest How many of the newest events the stream begins with, up to 256; it counts only without `Last-Event-ID` and `after`
+	// Newest Begin with this many of the newest events, at most 256; ignored with `Last-Event-ID` or `after`
 	Newest *NewestEvents `form:"newest,omitempty" json:"newest,omitempty"`
 
-	// Follow `false` or `0`: end with the newest event that there is
+	// Follow `false` or `0`: end with the newest event
 	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
 
 	// LastEventID The id of the last event that the client has
@@ -1568,25 +1568,25 @@ type FollowEventsParams struct {
 
 // FollowFlockParams defines parameters for FollowFlock.
 type FollowFlockParams struct {
-	// Follow `false` or `0`: answer how it is now, and end
+	// Follow `false` or `0`: answer with the current state, and end
 	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
 }
 
 // ListGPUsParams defines parameters for ListGPUs.
 type ListGPUsParams struct {
-	// Node The node of a fleet whose GPUs are wanted; without it, this machine's
+	// Node The node of a fleet whose GPUs to list; by default this machine's
 	Node *string `form:"node,omitempty" json:"node,omitempty"`
 }
 
 // CreateGroupParams defines parameters for CreateGroup.
 type CreateGroupParams struct {
-	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; the same for each try of one request
+	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; a repeated request has the same key
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListJobsParams defines parameters for ListJobs.
 type ListJobsParams struct {
-	// State Only jobs in this state; may be given more than once
+	// State Only jobs in this state; may be repeated
 	State *[]ListJobsParamsState `form:"state,omitempty" json:"state,omitempty"`
 
 	// Model Only jobs of this model, NAME:VERSION
@@ -1595,28 +1595,28 @@ type ListJobsParams struct {
 	// SheepId Only jobs addressed to this sheep
 	SheepId *string `form:"sheep_id,omitempty" json:"sheep_id,omitempty"`
 
-	// Label Only jobs with this label, KEY=VALUE; may be given more than once, and then all of them
+	// Label Only jobs with this label, KEY=VALUE; may be repeated, and all must match
 	Label *[]string `form:"label,omitempty" json:"label,omitempty"`
 
 	// Group Only jobs of this group
 	Group *string `form:"group,omitempty" json:"group,omitempty"`
 
-	// Prefix Only jobs whose id begins so
+	// Prefix Only jobs whose id begins with this
 	Prefix *string `form:"prefix,omitempty" json:"prefix,omitempty"`
 
-	// Since Only jobs submitted at this time or later, as in RFC 3339, or this long ago at most (`30m`, `7d`)
+	// Since Only jobs submitted since this time, as in RFC 3339, or within this duration (`30m`, `7d`)
 	Since *string `form:"since,omitempty" json:"since,omitempty"`
 
-	// Before Only jobs submitted before this time, as in RFC 3339, or longer ago than this
+	// Before Only jobs submitted before this time, as in RFC 3339, or longer ago than this duration
 	Before *string `form:"before,omitempty" json:"before,omitempty"`
 
-	// Order `oldest` first, as they were submitted, or `newest` first; `oldest` if left out
+	// Order `oldest` (the default) or `newest` first
 	Order *string `form:"order,omitempty" json:"order,omitempty"`
 
-	// After The `next` of the answer before
+	// After The `next` of an earlier answer
 	After *string `form:"after,omitempty" json:"after,omitempty"`
 
-	// Limit How many at most, 1 to 1000; 100 if left out
+	// Limit How many at most, 1 to 1000; by default 100
 	Limit *string `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
@@ -1625,31 +1625,31 @@ type ListJobsParamsState string
 
 // CreateJobMultipartBody defines parameters for CreateJob.
 type CreateJobMultipartBody struct {
-	// Job A job as `POST /jobs` takes it. What is not described here is as in StartJobRequest
+	// Job A job for `POST /jobs`. Fields that are not described here are as in StartJobRequest
 	Job JobRequest `json:"job"`
 }
 
 // CreateJobParams defines parameters for CreateJob.
 type CreateJobParams struct {
-	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; the same for each try of one request
+	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; a repeated request has the same key
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
-	// Prefer `wait=N`: how many seconds the answer may take, as in RFC 7240; other preferences are ignored
+	// Prefer `wait=N`, as in RFC 7240: how many seconds the answer may wait; other preferences are ignored
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // GetJobParams defines parameters for GetJob.
 type GetJobParams struct {
-	// Prefer `wait=N`: how many seconds the answer may take, as in RFC 7240; other preferences are ignored
+	// Prefer `wait=N`, as in RFC 7240: how many seconds the answer may wait; other preferences are ignored
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // FollowJobParams defines parameters for FollowJob.
 type FollowJobParams struct {
-	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
+	// After As `Last-Event-ID`, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
 
-	// Follow `false` or `0`: end with the newest event that there is
+	// Follow `false` or `0`: end with the newest event
 	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
 
 	// LastEventID The id of the last event that the client has
@@ -1658,26 +1658,26 @@ type FollowJobParams struct {
 
 // ListInputsParams defines parameters for ListInputs.
 type ListInputsParams struct {
-	// Presign Give each file an `address` from which whoever has it fetches the file without
-	// credentials, from the storage and not through the daemon, for so long: seconds
-	// or a duration (`15m`, `2h`), at most 7 days. Large files go best that way.
+	// Presign Give each file an `address` from which it can be fetched without credentials,
+	// from the storage and not through the daemon, for this time: a number of seconds
+	// or a duration (`15m`, `2h`), at most 7 days. It is the best way for large files.
 	Presign *Presign `form:"presign,omitempty" json:"presign,omitempty"`
 }
 
 // GetJobLogsParams defines parameters for GetJobLogs.
 type GetJobLogsParams struct {
-	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
+	// Follow `true`, `1` or an empty value: continue with new output
 	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
 
-	// Tail How many of the last lines of the last attempt to begin with; `all` when left out
+	// Tail Begin with this many of the last lines of the last attempt; by default `all`
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
 
 // ListOutputsParams defines parameters for ListOutputs.
 type ListOutputsParams struct {
-	// Presign Give each file an `address` from which whoever has it fetches the file without
-	// credentials, from the storage and not through the daemon, for so long: seconds
-	// or a duration (`15m`, `2h`), at most 7 days. Large files go best that way.
+	// Presign Give each file an `address` from which it can be fetched without credentials,
+	// from the storage and not through the daemon, for this time: a number of seconds
+	// or a duration (`15m`, `2h`), at most 7 days. It is the best way for large files.
 	Presign *Presign `form:"presign,omitempty" json:"presign,omitempty"`
 }
 
@@ -1689,31 +1689,31 @@ type WaitForJobParams struct {
 
 // PullModelParams defines parameters for PullModel.
 type PullModelParams struct {
-	// Node The node of a fleet that is to fetch it; without it, all
+	// Node The node of a fleet that fetches it; by default all
 	Node *string `form:"node,omitempty" json:"node,omitempty"`
 
-	// Progress `true`, `1` or nothing after the `=`: tell how far it is
+	// Progress `true`, `1` or an empty value: report the progress
 	Progress *string `form:"progress,omitempty" json:"progress,omitempty"`
 }
 
 // RemoveModelParams defines parameters for RemoveModel.
 type RemoveModelParams struct {
-	// Node The node of a fleet that is to remove it; without it, all
+	// Node The node of a fleet that removes it; by default all
 	Node *string `form:"node,omitempty" json:"node,omitempty"`
 }
 
 // GetSheepLogsParams defines parameters for GetSheepLogs.
 type GetSheepLogsParams struct {
-	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
+	// Follow `true`, `1` or an empty value: continue with new output
 	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
 
-	// Tail How many of the last lines to begin with; `all` when left out
+	// Tail Begin with this many of the last lines; by default `all`
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
 
 // RestartSheepParams defines parameters for RestartSheep.
 type RestartSheepParams struct {
-	// Drain How long the job under way may take to finish, as a duration, `30s` or `10m`; nothing after the `=` for drain_timeout of its node's configuration; not at all when left out
+	// Drain How long the running job may take to finish, such as `30s` or `10m`; an empty value is `drain_timeout` of the node's configuration; by default it may not finish
 	Drain *string `form:"drain,omitempty" json:"drain,omitempty"`
 }
 
@@ -1728,10 +1728,10 @@ type ListMessagesParams struct {
 	// State Only messages in this state
 	State *ListMessagesParamsState `form:"state,omitempty" json:"state,omitempty"`
 
-	// After The `next` of the answer before
+	// After The `next` of an earlier answer
 	After *string `form:"after,omitempty" json:"after,omitempty"`
 
-	// Limit At most so many, 1 to 1000; 100 if left out
+	// Limit How many at most, 1 to 1000; by default 100
 	Limit *string `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
@@ -1844,48 +1844,47 @@ type ClientInterface interface {
 	// Corresponds with GET /apidocs (the `GetAPIDocs` operationId).
 	GetAPIDocs(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// FollowEvents What happens to all jobs, as it happens
+	// FollowEvents The events of all jobs
 	//
-	// Server-sent events from the durable log: each change of a job, in order, and
-	// none left out. A client that comes back with `Last-Event-ID`, as browsers do by
-	// themselves, goes on after that event, also where the daemon was restarted
-	// meanwhile. Without it, or `after`, the stream begins now, or with the newest
-	// events where `newest` says so. Events without data only move the id on.
+	// Server-sent events from the durable log: each change of a job, in order and
+	// without gaps. For a client that reconnects with `Last-Event-ID`, as browsers do
+	// automatically, the stream continues after that event, also after a restart of
+	// the daemon. Without it and `after`, the stream begins with the next event or,
+	// with `newest`, with the newest events. Events without data only advance the id.
 	//
 	// Corresponds with GET /events (the `FollowEvents` operationId).
 	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// FollowFlock How the flock stands, as it changes
+	// FollowFlock The state of the flock, and its changes
 	//
-	// Server-sent events for those who watch, such as the page at `/`. `flock` has the
-	// sheep and the head of the queue (Flock), `gpus` the GPUs (GPUList; not for
-	// tenants): each first when the stream begins, and again, whole, when it has
-	// changed. `jobs` has the events of jobs since then (FlockEvents). `alive` shows
-	// every five seconds that the stream lives. Nothing is repeated for clients that
-	// were away; `/events` is for those that may miss nothing. With `follow=false` the
-	// answer is the flock as it is now, as JSON.
+	// Server-sent events for dashboards, such as the page at `/`. `flock` has the sheep
+	// and the head of the queue (Flock), `gpus` the GPUs (GPUList; not for tenants):
+	// each is sent completely when the stream begins and when it changes. `jobs` has the
+	// events of jobs since then (FlockEvents). `alive` is a heartbeat, every five
+	// seconds. Nothing is repeated for clients that were disconnected; use `/events` to
+	// miss nothing. With `follow=false` the answer is the current state, as JSON.
 	//
 	// Corresponds with GET /flock (the `FollowFlock` operationId).
 	FollowFlock(ctx context.Context, params *FollowFlockParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListGPUs The machine's GPUs, and who has them
+	// ListGPUs The machine's GPUs, and the sheep that have them
 	//
-	// How each GPU was told to fare last, which sheep have a share of it, and
-	// what else is on it.
+	// The last known state of each GPU, the sheep that have a share of it, and the
+	// other processes on it.
 	//
 	// Corresponds with GET /gpus (the `ListGPUs` operationId).
 	ListGPUs(ctx context.Context, params *ListGPUsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateGroupWithBody Submit several jobs, all of them or none
 	//
-	// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
-	// come before it, if that is asked for. They are in the group, and in the queue in
-	// their order, or none of them is. An error about one of them names it in `detail`
-	// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
-	// again: it answers with the group that the first one has made.
+	// Each of `jobs` is a JSON body of `POST /jobs`, and may be `after` jobs before it
+	// in the list. All of them join the group and the queue, in their order, or none
+	// does. An error about one of them names it in `detail` and `field`
+	// (`jobs[3].model`). With an `Idempotency-Key` a request can be sent again: the
+	// answer is the group that the first request has created.
 	//
-	// `webhook` is told once when all jobs of the group have ended, with an event
-	// `group.ended`; then its jobs have no webhooks of their own.
+	// `webhook` is notified once, with the event `group.ended`, when all jobs of the
+	// group have ended; with it the jobs can have no webhooks of their own.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -1894,14 +1893,14 @@ type ClientInterface interface {
 
 	// CreateGroup Submit several jobs, all of them or none
 	//
-	// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
-	// come before it, if that is asked for. They are in the group, and in the queue in
-	// their order, or none of them is. An error about one of them names it in `detail`
-	// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
-	// again: it answers with the group that the first one has made.
+	// Each of `jobs` is a JSON body of `POST /jobs`, and may be `after` jobs before it
+	// in the list. All of them join the group and the queue, in their order, or none
+	// does. An error about one of them names it in `detail` and `field`
+	// (`jobs[3].model`). With an `Idempotency-Key` a request can be sent again: the
+	// answer is the group that the first request has created.
 	//
-	// `webhook` is told once when all jobs of the group have ended, with an event
-	// `group.ended`; then its jobs have no webhooks of their own.
+	// `webhook` is notified once, with the event `group.ended`, when all jobs of the
+	// group have ended; with it the jobs can have no webhooks of their own.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1913,7 +1912,7 @@ type ClientInterface interface {
 	// Corresponds with GET /groups/{group_id} (the `GetGroup` operationId).
 	GetGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CancelGroup Ask for the end of the group's jobs that have not ended
+	// CancelGroup Cancel the group's jobs that have not ended
 	//
 	// Each as `POST /jobs/ID/cancel` does, the last one first.
 	//
@@ -1922,8 +1921,8 @@ type ClientInterface interface {
 
 	// RetryGroup Run the group's jobs again that failed or were cancelled
 	//
-	// Each as `POST /jobs/ID/retry` does, the first one first. Where one of them cannot
-	// be run again the answer says which, and those before it run.
+	// Each as `POST /jobs/ID/retry` does, the first one first. If one of them cannot be
+	// run again the answer names it, and those before it run.
 	//
 	// Corresponds with POST /groups/{group_id}/retry (the `RetryGroup` operationId).
 	RetryGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1933,12 +1932,11 @@ type ClientInterface interface {
 	// Corresponds with GET /healthz (the `GetHealth` operationId).
 	GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListJobs Jobs, in the order they were submitted
+	// ListJobs List jobs, in the order of their submission
 	//
-	// Lists the jobs that the ledger has: all that have not ended, and of the
-	// others the later ones, as far as the ledger keeps them. Go on with
-	// `after` set to the answer's `next` until that is null, and the other
-	// parameters as they were. Attempts are left out.
+	// Lists the jobs in the ledger: all that have not ended, and the ended ones
+	// that it still keeps, without their attempts. For the next page, repeat the
+	// request with `after` set to the answer's `next`, until that is null.
 	//
 	// Corresponds with GET /jobs (the `ListJobs` operationId).
 	ListJobs(ctx context.Context, params *ListJobsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1946,21 +1944,21 @@ type ClientInterface interface {
 	// CreateJobWithBody Submit a job, with its inputs
 	//
 	// The job's inputs are a `payload`, which becomes `inputs/input`; files of other
-	// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-	// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
-	// others waits until they are done and finds their outputs among its inputs; it
-	// needs no other ones. Once this has answered, the job is not lost, whatever
-	// happens to the daemon. Several jobs at once: `POST /groups`.
+	// jobs (`inputs`); files of the request, if it is `multipart/form-data`; or
+	// files that are in storage already, below `inputs/` of `job_id`. A job that is
+	// `after` others waits until they are done, and has their outputs among its
+	// inputs; it needs no others. When the request is answered, the job is on disk:
+	// it is not lost if the daemon is killed. `POST /groups` submits several jobs.
 	//
-	// As `multipart/form-data`, the first part is `job`, the description. Each
-	// further part is a file: its name below `inputs/` is its `filename`, with
-	// slashes, or the part's name where it has none. A part `archive` is a tar file,
-	// gzipped or not, whose files become inputs.
+	// In `multipart/form-data`, the first part is `job`, the description. Each
+	// further part is a file: its name below `inputs/` is its `filename`, which may
+	// contain slashes, or else the part's name. A part named `archive` is a tar
+	// file, gzipped or not, whose files become inputs.
 	//
-	// With an `Idempotency-Key` a request can be sent again: it answers with the
-	// job that the first one has made. `Prefer: wait=N` has the answer wait until
-	// the job has ended, N seconds at most; a caller who may not read is answered
-	// at once.
+	// With an `Idempotency-Key` a request can be sent again: the answer is the job
+	// that the first request has created. With `Prefer: wait=N` the answer waits
+	// until the job has ended, N seconds at most; callers who may not read are
+	// answered at once.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -1970,21 +1968,21 @@ type ClientInterface interface {
 	// CreateJob Submit a job, with its inputs
 	//
 	// The job's inputs are a `payload`, which becomes `inputs/input`; files of other
-	// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-	// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
-	// others waits until they are done and finds their outputs among its inputs; it
-	// needs no other ones. Once this has answered, the job is not lost, whatever
-	// happens to the daemon. Several jobs at once: `POST /groups`.
+	// jobs (`inputs`); files of the request, if it is `multipart/form-data`; or
+	// files that are in storage already, below `inputs/` of `job_id`. A job that is
+	// `after` others waits until they are done, and has their outputs among its
+	// inputs; it needs no others. When the request is answered, the job is on disk:
+	// it is not lost if the daemon is killed. `POST /groups` submits several jobs.
 	//
-	// As `multipart/form-data`, the first part is `job`, the description. Each
-	// further part is a file: its name below `inputs/` is its `filename`, with
-	// slashes, or the part's name where it has none. A part `archive` is a tar file,
-	// gzipped or not, whose files become inputs.
+	// In `multipart/form-data`, the first part is `job`, the description. Each
+	// further part is a file: its name below `inputs/` is its `filename`, which may
+	// contain slashes, or else the part's name. A part named `archive` is a tar
+	// file, gzipped or not, whose files become inputs.
 	//
-	// With an `Idempotency-Key` a request can be sent again: it answers with the
-	// job that the first one has made. `Prefer: wait=N` has the answer wait until
-	// the job has ended, N seconds at most; a caller who may not read is answered
-	// at once.
+	// With an `Idempotency-Key` a request can be sent again: the answer is the job
+	// that the first request has created. With `Prefer: wait=N` the answer waits
+	// until the job has ended, N seconds at most; callers who may not read are
+	// answered at once.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1994,44 +1992,44 @@ type ClientInterface interface {
 	// RemoveJob Remove a job that has ended, with its files
 	//
 	// Removes the job's inputs and outputs from storage and the job from the
-	// ledger; the id can be used again then. Where storage fails meanwhile the
-	// answer is a 503, and where it takes longer than half a minute a 202: the
-	// removal goes on by itself. Until it has ended, the id cannot be submitted.
+	// ledger; then the id can be used again. If storage fails meanwhile the answer
+	// is a 503, if the removal takes longer than half a minute a 202: it continues
+	// in the background. Until its end the id cannot be submitted.
 	//
 	// Corresponds with DELETE /jobs/{job_id} (the `RemoveJob` operationId).
 	RemoveJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetJob A job in detail, with its attempts
 	//
-	// `Prefer: wait=N` has the answer wait, N seconds at most, until the job has
-	// ended or, with `If-None-Match`, until what is said of it changes.
+	// With `Prefer: wait=N` the answer waits, N seconds at most, until the job has
+	// ended or, with `If-None-Match`, until something about it has changed.
 	//
 	// Corresponds with GET /jobs/{job_id} (the `GetJob` operationId).
 	GetJob(ctx context.Context, jobId JobID, params *GetJobParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CancelJob Ask for the end of a job that has not ended
+	// CancelJob Cancel a job
 	//
-	// A job that no sheep has is cancelled at once. A sheep that has it is told
-	// to stop its runner; until it has, the job is not `cancelled` but
-	// `cancelling`, and a new run of it waits. A runner that answers before it is
-	// stopped changes nothing of that, nor does asking again.
+	// A job that no sheep has is cancelled at once. If a sheep has it, the sheep
+	// stops its runner first; until then the job is still `processing`, with
+	// `cancelling`, and a new run of it waits. Neither an answer of the runner
+	// in the meantime nor a repeated request changes that.
 	//
 	// Corresponds with POST /jobs/{job_id}/cancel (the `CancelJob` operationId).
 	CancelJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// FollowJob What happens to a job, as it happens
+	// FollowJob The events of a job
 	//
-	// Server-sent events of the job, from the oldest that is kept on. They end when
-	// the job has ended; a client that comes back then with the last one's id is
-	// answered 204. Beside the events that `GET /events` has there is `progress`,
-	// without an id: how far the runner says it is, at most once a second.
+	// Server-sent events of the job, beginning with the oldest one that is kept. The
+	// stream ends with the job; a client that then reconnects with the last id is
+	// answered 204. In addition to the events of `GET /events` there is `progress`,
+	// without an id: the progress that the runner reports, at most once a second.
 	//
 	// Corresponds with GET /jobs/{job_id}/events (the `FollowJob` operationId).
 	FollowJob(ctx context.Context, jobId JobID, params *FollowJobParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ExplainJob Why a job waits, what it does, or why it failed, and what to do
+	// ExplainJob Why a job waits, what it is doing or why it failed, and what to do
 	//
-	// As plain text where the client accepts `text/plain`.
+	// As plain text if the client accepts `text/plain`.
 	//
 	// Corresponds with GET /jobs/{job_id}/explain (the `ExplainJob` operationId).
 	ExplainJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2040,7 +2038,7 @@ type ClientInterface interface {
 	//
 	// `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 	// `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-	// `Range` asks for a part: one range of bytes; several at once answer with
+	// `Range` selects a part: one range of bytes; for several ranges the answer is
 	// the whole file.
 	//
 	// Corresponds with GET /jobs/{job_id}/input (the `GetInput` operationId).
@@ -2050,49 +2048,47 @@ type ClientInterface interface {
 	//
 	// `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 	// `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-	// `Range` asks for a part: one range of bytes; several at once answer with
+	// `Range` selects a part: one range of bytes; for several ranges the answer is
 	// the whole file.
 	//
 	// Corresponds with GET /jobs/{job_id}/input/{file} (the `GetInputFile` operationId).
 	GetInputFile(ctx context.Context, jobId JobID, file File, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListInputs The files that a job was submitted with
+	// ListInputs List a job's inputs
 	//
 	// Corresponds with GET /jobs/{job_id}/inputs (the `ListInputs` operationId).
 	ListInputs(ctx context.Context, jobId JobID, params *ListInputsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetJobLogs What runners wrote while they had a job
+	// GetJobLogs The output of a job's runners
 	//
 	// The output of the runners that had the job in its last run, one attempt
-	// after the other, as far as it is kept; nothing while no runner has had it.
-	// With `follow` the answer goes on until the job has ended.
+	// after the other, as far as it is kept; empty before a runner has had it.
+	// With `follow` the answer continues until the job has ended.
 	//
 	// Corresponds with GET /jobs/{job_id}/logs (the `GetJobLogs` operationId).
 	GetJobLogs(ctx context.Context, jobId JobID, params *GetJobLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListOutputs The files that came out of a job
+	// ListOutputs List a job's outputs
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs (the `ListOutputs` operationId).
 	ListOutputs(ctx context.Context, jobId JobID, params *ListOutputsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetOutputsTar All files that came out of a job, as a tar file
+	// GetOutputsTar All outputs of a job, as a tar file
 	//
-	// Written as it is read from storage; files are not compressed. A connection
-	// that breaks off is the sign of an error in the middle. Backslashes in names, which
-	// are separators on other systems, become underscores; where that is the name of
-	// another file, `~` and 16 hexadecimal digits that are the file's own come before the
-	// suffix.
+	// Files are not compressed. If an error occurs in the middle, the connection is
+	// aborted. Backslashes in names, which are separators on other systems, become
+	// underscores; if another file has that name, `~` and 16 hexadecimal digits of the
+	// file's own are inserted before the suffix.
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs.tar (the `GetOutputsTar` operationId).
 	GetOutputsTar(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetOutputsZip All files that came out of a job, as a zip file
+	// GetOutputsZip All outputs of a job, as a zip file
 	//
-	// Written as it is read from storage; files are not compressed. A connection
-	// that breaks off is the sign of an error in the middle. Backslashes in names, which
-	// are separators on other systems, become underscores; where that is the name of
-	// another file, `~` and 16 hexadecimal digits that are the file's own come before the
-	// suffix.
+	// Files are not compressed. If an error occurs in the middle, the connection is
+	// aborted. Backslashes in names, which are separators on other systems, become
+	// underscores; if another file has that name, `~` and 16 hexadecimal digits of the
+	// file's own are inserted before the suffix.
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs.zip (the `GetOutputsZip` operationId).
 	GetOutputsZip(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2106,7 +2102,7 @@ type ClientInterface interface {
 	//
 	// `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 	// `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-	// `Range` asks for a part: one range of bytes; several at once answer with
+	// `Range` selects a part: one range of bytes; for several ranges the answer is
 	// the whole file.
 	//
 	// Corresponds with GET /jobs/{job_id}/result (the `GetResult` operationId).
@@ -2116,7 +2112,7 @@ type ClientInterface interface {
 	//
 	// `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 	// `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-	// `Range` asks for a part: one range of bytes; several at once answer with
+	// `Range` selects a part: one range of bytes; for several ranges the answer is
 	// the whole file.
 	//
 	// Corresponds with GET /jobs/{job_id}/result/{file} (the `GetResultFile` operationId).
@@ -2124,72 +2120,70 @@ type ClientInterface interface {
 
 	// RetryJob Run a job that has ended again
 	//
-	// A new run, with the job's inputs and what was asked for it; a `not_before` or
-	// `deadline` that has passed is left out. What the last run has stored is
-	// replaced at the end of the new one.
+	// A new run, with the job's inputs and the fields of its submission; a
+	// `not_before` or `deadline` that has passed is dropped. The outputs of the
+	// last run are replaced at the end of the new one.
 	//
 	// Corresponds with POST /jobs/{job_id}/retry (the `RetryJob` operationId).
 	RetryJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetJobStatus How a job is doing
+	// GetJobStatus The status of a job
 	//
 	// Corresponds with GET /jobs/{job_id}/status (the `GetJobStatus` operationId).
 	GetJobStatus(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// WaitForJob Wait until a job has ended
 	//
-	// Answers with the job's status as soon as it has ended. With `timeout`,
-	// answers after that time at the latest, with the status as it is then:
-	// look whether it is final. Without, a 200 always means that the job has
-	// ended; should the server's own upper bound pass first, the answer is a
-	// 503 that asks to wait again.
+	// Answers with the job's status as soon as it has ended. With `timeout` it
+	// answers after that time at the latest, with the current status: check
+	// whether it is final. Without, a 200 always means that the job has ended; if
+	// the server's own upper bound (24 hours by default) expires first, the answer
+	// is a 503: wait again.
 	//
 	// Corresponds with GET /jobs/{job_id}/wait_ready (the `WaitForJob` operationId).
 	WaitForJob(ctx context.Context, jobId JobID, params *WaitForJobParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetMetrics The daemon's metrics, for Prometheus
 	//
-	// In OpenMetrics where the client asks for it. docs/metrics.md describes each.
+	// In the OpenMetrics format if the client accepts it. docs/metrics.md describes each metric.
 	//
 	// Corresponds with GET /metrics (the `GetMetrics` operationId).
 	GetMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListModels The models that are kept
+	// ListModels The models on the disk
 	//
-	// Of a fleet those on the disks of all nodes that are up, a line for each node. A node
+	// In a fleet those on the disks of all nodes that are up, one entry per node. A node
 	// that does not answer is named in `unanswered`.
 	//
 	// Corresponds with GET /models (the `ListModels` operationId).
 	ListModels(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// PullModelWithBody Fetch a model ahead of the jobs that want it
+	// PullModelWithBody Fetch a model ahead of time
 	//
-	// Answers when the model is here. With `progress=true` the answer begins
-	// at once and is a stream of JSON objects, one a line, that say how far it
-	// is; the last has `success`, or `error` with what went wrong. A client
-	// that leaves gives the pull up, unless a job wants the model, too; what
-	// was fetched is kept for the next time.
+	// Answers when the model is on the disk. With `progress=true` the answer begins
+	// at once and is a stream of JSON objects, one per line, that report the progress;
+	// the last one has `success` or `error`. The pull is cancelled if the client
+	// disconnects, unless a job needs the model, too; what was fetched is kept.
 	//
-	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
-	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
-	// Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and may run the model (`models.nodes`) fetch it in
+	// parallel, or those that have the sheep; the progress names the nodes that may not. If
+	// it fails on some nodes, the others continue, and the error names those.
 	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /models/pull (the `PullModel` operationId).
 	PullModelWithBody(ctx context.Context, params *PullModelParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// PullModel Fetch a model ahead of the jobs that want it
+	// PullModel Fetch a model ahead of time
 	//
-	// Answers when the model is here. With `progress=true` the answer begins
-	// at once and is a stream of JSON objects, one a line, that say how far it
-	// is; the last has `success`, or `error` with what went wrong. A client
-	// that leaves gives the pull up, unless a job wants the model, too; what
-	// was fetched is kept for the next time.
+	// Answers when the model is on the disk. With `progress=true` the answer begins
+	// at once and is a stream of JSON objects, one per line, that report the progress;
+	// the last one has `success` or `error`. The pull is cancelled if the client
+	// disconnects, unless a job needs the model, too; what was fetched is kept.
 	//
-	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
-	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
-	// Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and may run the model (`models.nodes`) fetch it in
+	// parallel, or those that have the sheep; the progress names the nodes that may not. If
+	// it fails on some nodes, the others continue, and the error names those.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2198,31 +2192,30 @@ type ClientInterface interface {
 
 	// RemoveModel Remove a model
 	//
-	// A model that a sheep has loaded, or a job that has not ended needs, stays. In a fleet
-	// it is removed from the disks of all nodes that are up; where some cannot, the others
-	// do, and the error says which could not.
+	// A model that a sheep has loaded, or that a job needs which has not ended, is not
+	// removed. In a fleet it is removed from the disks of all nodes that are up; if that
+	// fails on some, the others continue, and the error names those.
 	//
 	// Corresponds with DELETE /models/{model} (the `RemoveModel` operationId).
 	RemoveModel(ctx context.Context, model string, params *RemoveModelParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListNodes The nodes of a fleet
 	//
-	// The nodes whose daemons share the ledger, those that are not up included until
-	// they are forgotten.
+	// The nodes that share the ledger, including those that are not up, until they are
+	// forgotten.
 	//
 	// Corresponds with GET /nodes (the `ListNodes` operationId).
 	ListNodes(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ForgetNode Forget a node that is gone for good
+	// ForgetNode Forget a node that will not return
 	//
-	// Removes a node that is not up. Jobs that it holds are taken by the others before,
-	// for which the answer waits up to ten seconds. A node that was forgotten may join
-	// again.
+	// Removes a node that is not up. Its jobs go back to the queue first, for which the
+	// answer waits up to ten seconds. A node that was forgotten may join again.
 	//
 	// Corresponds with DELETE /nodes/{node} (the `ForgetNode` operationId).
 	ForgetNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// DrainNode Have a node claim no more jobs
+	// DrainNode Stop a node from claiming jobs
 	//
 	// The node claims no more jobs, also after a restart. It finishes those that it has,
 	// and accepts jobs for the other nodes. Answers at once; `GET /nodes` shows when the
@@ -2231,12 +2224,12 @@ type ClientInterface interface {
 	// Corresponds with POST /nodes/{node}/drain (the `DrainNode` operationId).
 	DrainNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ResumeNode Have a node claim jobs again that was drained
+	// ResumeNode Let a drained node claim jobs again
 	//
 	// Corresponds with POST /nodes/{node}/resume (the `ResumeNode` operationId).
 	ResumeNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetReadiness Whether the daemon can take and run jobs
+	// GetReadiness Whether the daemon can accept and run jobs
 	//
 	// Corresponds with GET /readyz (the `GetReadiness` operationId).
 	GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2248,7 +2241,7 @@ type ClientInterface interface {
 
 	// GetSession Who the caller is
 	//
-	// Answers callers that are not known, too, with a name of null.
+	// Also answers unknown callers, with a name of null.
 	//
 	// Corresponds with GET /session (the `GetSession` operationId).
 	GetSession(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2277,68 +2270,68 @@ type ClientInterface interface {
 	// Corresponds with POST /session (the `SignIn` operationId).
 	SignIn(ctx context.Context, body SignInJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListSheep Every sheep in more detail
+	// ListSheep Every sheep, in more detail
 	//
 	// Corresponds with GET /sheep (the `ListSheep` operationId).
 	ListSheep(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// DrainSheep Have a sheep take no more jobs
+	// DrainSheep Stop a sheep from taking jobs
 	//
 	// The sheep finishes the job that it has, claims no more, and keeps the model
-	// that it has loaded; what it has only prepared goes back to the queue. Jobs
-	// that only it could run wait. It stays drained when the daemon is restarted or
-	// reloads its configuration, until it is resumed. Answers at once; the sheep is
-	// drained when `GET /sheep` shows no job.
+	// that it has loaded; a job that it has only prepared goes back to the queue. Jobs
+	// that only it could run wait. It stays drained across restarts and reloads of the
+	// daemon, until it is resumed. Answers at once; the sheep is drained when
+	// `GET /sheep` shows no job.
 	//
 	// Corresponds with POST /sheep/{sheep_id}/drain (the `DrainSheep` operationId).
 	DrainSheep(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// LoadSheepWithBody Have a sheep without a job load a model
+	// LoadSheepWithBody Load a model in a sheep without a job
 	//
-	// In the place of the model that it has loaded. Answers when the model is
-	// loaded, or cannot be; a client that leaves gives it up. A job of another model
-	// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+	// The model replaces the one that the sheep has loaded. Answers when it is loaded,
+	// or cannot be. The load is cancelled if the client disconnects, and by a job of
+	// another model; drain the sheep first to prevent that.
 	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
 	LoadSheepWithBody(ctx context.Context, sheepId SheepID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// LoadSheep Have a sheep without a job load a model
+	// LoadSheep Load a model in a sheep without a job
 	//
-	// In the place of the model that it has loaded. Answers when the model is
-	// loaded, or cannot be; a client that leaves gives it up. A job of another model
-	// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+	// The model replaces the one that the sheep has loaded. Answers when it is loaded,
+	// or cannot be. The load is cancelled if the client disconnects, and by a job of
+	// another model; drain the sheep first to prevent that.
 	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
 	LoadSheep(ctx context.Context, sheepId SheepID, body LoadSheepJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetSheepLogs What a sheep's runners have written
+	// GetSheepLogs The output of a sheep's runners
 	//
-	// The output of the sheep's runners, earlier ones included, as far back as
-	// it is kept. Where the sheep's standard output and error go to two files,
-	// the one comes after the other, and what is written later as it comes.
-	// With `follow` the answer goes on until the client leaves; rotation and
-	// restarts of the runner do not end it.
+	// The output of the sheep's runners, including earlier ones, as far as it is
+	// kept. If the sheep's standard output and error are two files, one is sent after
+	// the other, then new lines as they are written. With `follow` the answer
+	// continues until the client disconnects, also across log rotation and restarts
+	// of the runner.
 	//
 	// Corresponds with GET /sheep/{sheep_id}/logs (the `GetSheepLogs` operationId).
 	GetSheepLogs(ctx context.Context, sheepId string, params *GetSheepLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// RestartSheep End a sheep's runner
+	// RestartSheep Restart a sheep's runner
 	//
-	// The job that the runner has goes back to the queue, unspent; with `drain` it
-	// may finish for that long first. Answers when nothing of the runner is left;
-	// the next job starts another. What troubled the sheep is forgotten. A sheep
-	// that is drained stays so.
+	// The running job goes back to the queue, and the attempt is not counted; with
+	// `drain` the job may finish for that long first. Answers when nothing of the
+	// runner is left; the next job starts a new one, and earlier faults of the sheep
+	// no longer delay it. A drained sheep stays drained.
 	//
 	// Corresponds with POST /sheep/{sheep_id}/restart (the `RestartSheep` operationId).
 	RestartSheep(ctx context.Context, sheepId SheepID, params *RestartSheepParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ResumeSheep Let a sheep take jobs again
 	//
-	// Undoes `drain`, and lets a sheep work that was stopped on its machine.
+	// Ends `drain`. It also resumes a sheep that was stopped on its machine.
 	//
 	// Corresponds with POST /sheep/{sheep_id}/resume (the `ResumeSheep` operationId).
 	ResumeSheep(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2353,8 +2346,8 @@ type ClientInterface interface {
 	// With a payload, the payload becomes the job's only input,
 	// `inputs/input`, and the id must be new. Without one (left out, null or
 	// empty), the inputs must be in storage already; an id whose job has
-	// ended is run again. Once this has answered, the job is not lost,
-	// whatever happens to the daemon.
+	// ended is run again. When the request is answered, the job is on disk: it
+	// is not lost if the daemon is killed.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2366,8 +2359,8 @@ type ClientInterface interface {
 	// With a payload, the payload becomes the job's only input,
 	// `inputs/input`, and the id must be new. Without one (left out, null or
 	// empty), the inputs must be in storage already; an id whose job has
-	// ended is run again. Once this has answered, the job is not lost,
-	// whatever happens to the daemon.
+	// ended is run again. When the request is answered, the job is on disk: it
+	// is not lost if the daemon is killed.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2384,90 +2377,88 @@ type ClientInterface interface {
 	// Corresponds with GET /ui (the `GetUI` operationId).
 	GetUI(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreateUploadWithBody Reserve a place for inputs that go straight to storage
+	// CreateUploadWithBody Reserve a place for inputs that are uploaded straight to storage
 	//
-	// For large inputs. The answer has an address for each file, to which whoever has it
-	// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
-	// through the daemon; a large file has `parts`, each with an address of its own. Parts
-	// and files may be sent at the same time, and again. Then the job is submitted with
-	// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
-	// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
-	// same tenant alone.
+	// For large inputs. The answer has an address for each file: one `PUT` of exactly
+	// `size` bytes to it stores the file, without credentials and not through the daemon.
+	// A large file has `parts`, each with its own address. Files and parts may be sent in
+	// parallel and repeatedly. Then submit the job with `POST /jobs`, `POST /groups` or
+	// `POST /start-job`, with this `job_id` and without inputs in the request; only callers
+	// of the same tenant can.
 	//
-	// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
-	// addresses were last asked for). A 409 says that clients cannot reach the storage, and
-	// what to configure; the files then come with `POST /jobs`.
+	// An upload that is not submitted is removed after `expires_at` (`storage.keep_uploads`
+	// after the last request for addresses). If clients cannot reach the storage the answer
+	// is a 409 that says what to configure; send the files with `POST /jobs` instead.
 	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /uploads (the `CreateUpload` operationId).
 	CreateUploadWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreateUpload Reserve a place for inputs that go straight to storage
+	// CreateUpload Reserve a place for inputs that are uploaded straight to storage
 	//
-	// For large inputs. The answer has an address for each file, to which whoever has it
-	// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
-	// through the daemon; a large file has `parts`, each with an address of its own. Parts
-	// and files may be sent at the same time, and again. Then the job is submitted with
-	// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
-	// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
-	// same tenant alone.
+	// For large inputs. The answer has an address for each file: one `PUT` of exactly
+	// `size` bytes to it stores the file, without credentials and not through the daemon.
+	// A large file has `parts`, each with its own address. Files and parts may be sent in
+	// parallel and repeatedly. Then submit the job with `POST /jobs`, `POST /groups` or
+	// `POST /start-job`, with this `job_id` and without inputs in the request; only callers
+	// of the same tenant can.
 	//
-	// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
-	// addresses were last asked for). A 409 says that clients cannot reach the storage, and
-	// what to configure; the files then come with `POST /jobs`.
+	// An upload that is not submitted is removed after `expires_at` (`storage.keep_uploads`
+	// after the last request for addresses). If clients cannot reach the storage the answer
+	// is a 409 that says what to configure; send the files with `POST /jobs` instead.
 	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /uploads (the `CreateUpload` operationId).
 	CreateUpload(ctx context.Context, body CreateUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// RemoveUpload Give an upload up, with all that was put into storage
+	// RemoveUpload Remove an upload with its files
 	//
-	// The id can be used again then. Where storage fails meanwhile the answer is a 503,
-	// and where it takes longer than half a minute a 202: the removal goes on by itself.
+	// Then the id can be used again. If storage fails meanwhile the answer is a 503, if the
+	// removal takes longer than half a minute a 202: it continues in the background.
 	//
 	// Corresponds with DELETE /uploads/{job_id} (the `RemoveUpload` operationId).
 	RemoveUpload(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// RenewUploadWithBody New addresses for what is missing of an upload
+	// RenewUploadWithBody New addresses for the missing files of an upload
 	//
-	// For an upload that was broken off, or whose addresses are no longer valid. What is
-	// in storage already is `stored`, or not among the `parts`. The upload is kept for
-	// longer by that.
+	// For an upload that was interrupted, or whose addresses have expired. A file that is
+	// in storage is `stored`; a part that is in storage is not among the `parts`. The
+	// request prolongs the time that the upload is kept.
 	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
 	RenewUploadWithBody(ctx context.Context, jobId JobID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// RenewUpload New addresses for what is missing of an upload
+	// RenewUpload New addresses for the missing files of an upload
 	//
-	// For an upload that was broken off, or whose addresses are no longer valid. What is
-	// in storage already is `stored`, or not among the `parts`. The upload is kept for
-	// longer by that.
+	// For an upload that was interrupted, or whose addresses have expired. A file that is
+	// in storage is `stored`; a part that is in storage is not among the `parts`. The
+	// request prolongs the time that the upload is kept.
 	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
 	RenewUpload(ctx context.Context, jobId JobID, body RenewUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CompleteUpload See that all files of an upload are there
+	// CompleteUpload Check that an upload is complete
 	//
-	// Makes files of their parts. It may be called again. Submitting the job does the
-	// same, so this is for who wants to know before.
+	// Joins the parts of files. It may be repeated, and is optional: submitting the job
+	// does the same.
 	//
 	// Corresponds with POST /uploads/{job_id}/complete (the `CompleteUpload` operationId).
 	CompleteUpload(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetVersion Which shepherd this is
+	// GetVersion The daemon's version
 	//
 	// Corresponds with GET /version (the `GetVersion` operationId).
 	GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListMessages Messages for receivers of webhooks, the newest first
 	//
-	// What was sent, is being tried or was given up, for a week after that at most.
+	// Messages that wait, were delivered or were given up, for at most a week after that.
 	// A tenant sees the messages to the receivers that its own jobs name, and those
 	// to receivers that are configured for it.
 	//
@@ -2476,13 +2467,13 @@ type ClientInterface interface {
 
 	// RedeliverMessage Send a message again
 	//
-	// The same message, with the same id, at once and then for a day. Of a message
-	// that waits for an earlier one about its job nothing is changed.
+	// Sends the same message, with the same id, at once, and tries again for a day. It has
+	// no effect on a message that waits for an earlier one about its job.
 	//
 	// Corresponds with POST /webhooks/messages/{message_id}/redeliver (the `RedeliverMessage` operationId).
 	RedeliverMessage(ctx context.Context, messageId string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetWebhookSecret What messages are signed with for the receivers that your jobs name
+	// GetWebhookSecret The secret that signs messages to the receivers that your jobs name
 	//
 	// The secret of the caller's tenant, in the form that the libraries of
 	// Standard Webhooks take.
@@ -2506,13 +2497,13 @@ func (c *Client) GetAPIDocs(ctx context.Context, reqEditors ...RequestEditorFn) 
 	return c.Client.Do(req)
 }
 
-// FollowEvents What happens to all jobs, as it happens
+// FollowEvents The events of all jobs
 //
-// Server-sent events from the durable log: each change of a job, in order, and
-// none left out. A client that comes back with `Last-Event-ID`, as browsers do by
-// themselves, goes on after that event, also where the daemon was restarted
-// meanwhile. Without it, or `after`, the stream begins now, or with the newest
-// events where `newest` says so. Events without data only move the id on.
+// Server-sent events from the durable log: each change of a job, in order and
+// without gaps. For a client that reconnects with `Last-Event-ID`, as browsers do
+// automatically, the stream continues after that event, also after a restart of
+// the daemon. Without it and `after`, the stream begins with the next event or,
+// with `newest`, with the newest events. Events without data only advance the id.
 //
 // Corresponds with GET /events (the `FollowEvents` operationId).
 func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2527,15 +2518,14 @@ func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, r
 	return c.Client.Do(req)
 }
 
-// FollowFlock How the flock stands, as it changes
+// FollowFlock The state of the flock, and its changes
 //
-// Server-sent events for those who watch, such as the page at `/`. `flock` has the
-// sheep and the head of the queue (Flock), `gpus` the GPUs (GPUList; not for
-// tenants): each first when the stream begins, and again, whole, when it has
-// changed. `jobs` has the events of jobs since then (FlockEvents). `alive` shows
-// every five seconds that the stream lives. Nothing is repeated for clients that
-// were away; `/events` is for those that may miss nothing. With `follow=false` the
-// answer is the flock as it is now, as JSON.
+// Server-sent events for dashboards, such as the page at `/`. `flock` has the sheep
+// and the head of the queue (Flock), `gpus` the GPUs (GPUList; not for tenants):
+// each is sent completely when the stream begins and when it changes. `jobs` has the
+// events of jobs since then (FlockEvents). `alive` is a heartbeat, every five
+// seconds. Nothing is repeated for clients that were disconnected; use `/events` to
+// miss nothing. With `follow=false` the answer is the current state, as JSON.
 //
 // Corresponds with GET /flock (the `FollowFlock` operationId).
 func (c *Client) FollowFlock(ctx context.Context, params *FollowFlockParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2550,10 +2540,10 @@ func (c *Client) FollowFlock(ctx context.Context, params *FollowFlockParams, req
 	return c.Client.Do(req)
 }
 
-// ListGPUs The machine's GPUs, and who has them
+// ListGPUs The machine's GPUs, and the sheep that have them
 //
-// How each GPU was told to fare last, which sheep have a share of it, and
-// what else is on it.
+// The last known state of each GPU, the sheep that have a share of it, and the
+// other processes on it.
 //
 // Corresponds with GET /gpus (the `ListGPUs` operationId).
 func (c *Client) ListGPUs(ctx context.Context, params *ListGPUsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2570,14 +2560,14 @@ func (c *Client) ListGPUs(ctx context.Context, params *ListGPUsParams, reqEditor
 
 // CreateGroupWithBody Submit several jobs, all of them or none
 //
-// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
-// come before it, if that is asked for. They are in the group, and in the queue in
-// their order, or none of them is. An error about one of them names it in `detail`
-// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
-// again: it answers with the group that the first one has made.
+// Each of `jobs` is a JSON body of `POST /jobs`, and may be `after` jobs before it
+// in the list. All of them join the group and the queue, in their order, or none
+// does. An error about one of them names it in `detail` and `field`
+// (`jobs[3].model`). With an `Idempotency-Key` a request can be sent again: the
+// answer is the group that the first request has created.
 //
-// `webhook` is told once when all jobs of the group have ended, with an event
-// `group.ended`; then its jobs have no webhooks of their own.
+// `webhook` is notified once, with the event `group.ended`, when all jobs of the
+// group have ended; with it the jobs can have no webhooks of their own.
 //
 // Takes any type of body and a specified content type.
 //
@@ -2596,14 +2586,14 @@ func (c *Client) CreateGroupWithBody(ctx context.Context, params *CreateGroupPar
 
 // CreateGroup Submit several jobs, all of them or none
 //
-// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
-// come before it, if that is asked for. They are in the group, and in the queue in
-// their order, or none of them is. An error about one of them names it in `detail`
-// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
-// again: it answers with the group that the first one has made.
+// Each of `jobs` is a JSON body of `POST /jobs`, and may be `after` jobs before it
+// in the list. All of them join the group and the queue, in their order, or none
+// does. An error about one of them names it in `detail` and `field`
+// (`jobs[3].model`). With an `Idempotency-Key` a request can be sent again: the
+// answer is the group that the first request has created.
 //
-// `webhook` is told once when all jobs of the group have ended, with an event
-// `group.ended`; then its jobs have no webhooks of their own.
+// `webhook` is notified once, with the event `group.ended`, when all jobs of the
+// group have ended; with it the jobs can have no webhooks of their own.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2635,7 +2625,7 @@ func (c *Client) GetGroup(ctx context.Context, groupId GroupID, reqEditors ...Re
 	return c.Client.Do(req)
 }
 
-// CancelGroup Ask for the end of the group's jobs that have not ended
+// CancelGroup Cancel the group's jobs that have not ended
 //
 // Each as `POST /jobs/ID/cancel` does, the last one first.
 //
@@ -2654,8 +2644,8 @@ func (c *Client) CancelGroup(ctx context.Context, groupId GroupID, reqEditors ..
 
 // RetryGroup Run the group's jobs again that failed or were cancelled
 //
-// Each as `POST /jobs/ID/retry` does, the first one first. Where one of them cannot
-// be run again the answer says which, and those before it run.
+// Each as `POST /jobs/ID/retry` does, the first one first. If one of them cannot be
+// run again the answer names it, and those before it run.
 //
 // Corresponds with POST /groups/{group_id}/retry (the `RetryGroup` operationId).
 func (c *Client) RetryGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2685,12 +2675,11 @@ func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
-// ListJobs Jobs, in the order they were submitted
+// ListJobs List jobs, in the order of their submission
 //
-// Lists the jobs that the ledger has: all that have not ended, and of the
-// others the later ones, as far as the ledger keeps them. Go on with
-// `after` set to the answer's `next` until that is null, and the other
-// parameters as they were. Attempts are left out.
+// Lists the jobs in the ledger: all that have not ended, and the ended ones
+// that it still keeps, without their attempts. For the next page, repeat the
+// request with `after` set to the answer's `next`, until that is null.
 //
 // Corresponds with GET /jobs (the `ListJobs` operationId).
 func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2708,21 +2697,21 @@ func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditor
 // CreateJobWithBody Submit a job, with its inputs
 //
 // The job's inputs are a `payload`, which becomes `inputs/input`; files of other
-// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
-// others waits until they are done and finds their outputs among its inputs; it
-// needs no other ones. Once this has answered, the job is not lost, whatever
-// happens to the daemon. Several jobs at once: `POST /groups`.
+// jobs (`inputs`); files of the request, if it is `multipart/form-data`; or
+// files that are in storage already, below `inputs/` of `job_id`. A job that is
+// `after` others waits until they are done, and has their outputs among its
+// inputs; it needs no others. When the request is answered, the job is on disk:
+// it is not lost if the daemon is killed. `POST /groups` submits several jobs.
 //
-// As `multipart/form-data`, the first part is `job`, the description. Each
-// further part is a file: its name below `inputs/` is its `filename`, with
-// slashes, or the part's name where it has none. A part `archive` is a tar file,
-// gzipped or not, whose files become inputs.
+// In `multipart/form-data`, the first part is `job`, the description. Each
+// further part is a file: its name below `inputs/` is its `filename`, which may
+// contain slashes, or else the part's name. A part named `archive` is a tar
+// file, gzipped or not, whose files become inputs.
 //
-// With an `Idempotency-Key` a request can be sent again: it answers with the
-// job that the first one has made. `Prefer: wait=N` has the answer wait until
-// the job has ended, N seconds at most; a caller who may not read is answered
-// at once.
+// With an `Idempotency-Key` a request can be sent again: the answer is the job
+// that the first request has created. With `Prefer: wait=N` the answer waits
+// until the job has ended, N seconds at most; callers who may not read are
+// answered at once.
 //
 // Takes any type of body and a specified content type.
 //
@@ -2742,21 +2731,21 @@ func (c *Client) CreateJobWithBody(ctx context.Context, params *CreateJobParams,
 // CreateJob Submit a job, with its inputs
 //
 // The job's inputs are a `payload`, which becomes `inputs/input`; files of other
-// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
-// others waits until they are done and finds their outputs among its inputs; it
-// needs no other ones. Once this has answered, the job is not lost, whatever
-// happens to the daemon. Several jobs at once: `POST /groups`.
+// jobs (`inputs`); files of the request, if it is `multipart/form-data`; or
+// files that are in storage already, below `inputs/` of `job_id`. A job that is
+// `after` others waits until they are done, and has their outputs among its
+// inputs; it needs no others. When the request is answered, the job is on disk:
+// it is not lost if the daemon is killed. `POST /groups` submits several jobs.
 //
-// As `multipart/form-data`, the first part is `job`, the description. Each
-// further part is a file: its name below `inputs/` is its `filename`, with
-// slashes, or the part's name where it has none. A part `archive` is a tar file,
-// gzipped or not, whose files become inputs.
+// In `multipart/form-data`, the first part is `job`, the description. Each
+// further part is a file: its name below `inputs/` is its `filename`, which may
+// contain slashes, or else the part's name. A part named `archive` is a tar
+// file, gzipped or not, whose files become inputs.
 //
-// With an `Idempotency-Key` a request can be sent again: it answers with the
-// job that the first one has made. `Prefer: wait=N` has the answer wait until
-// the job has ended, N seconds at most; a caller who may not read is answered
-// at once.
+// With an `Idempotency-Key` a request can be sent again: the answer is the job
+// that the first request has created. With `Prefer: wait=N` the answer waits
+// until the job has ended, N seconds at most; callers who may not read are
+// answered at once.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2776,9 +2765,9 @@ func (c *Client) CreateJob(ctx context.Context, params *CreateJobParams, body Cr
 // RemoveJob Remove a job that has ended, with its files
 //
 // Removes the job's inputs and outputs from storage and the job from the
-// ledger; the id can be used again then. Where storage fails meanwhile the
-// answer is a 503, and where it takes longer than half a minute a 202: the
-// removal goes on by itself. Until it has ended, the id cannot be submitted.
+// ledger; then the id can be used again. If storage fails meanwhile the answer
+// is a 503, if the removal takes longer than half a minute a 202: it continues
+// in the background. Until its end the id cannot be submitted.
 //
 // Corresponds with DELETE /jobs/{job_id} (the `RemoveJob` operationId).
 func (c *Client) RemoveJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2795,8 +2784,8 @@ func (c *Client) RemoveJob(ctx context.Context, jobId JobID, reqEditors ...Reque
 
 // GetJob A job in detail, with its attempts
 //
-// `Prefer: wait=N` has the answer wait, N seconds at most, until the job has
-// ended or, with `If-None-Match`, until what is said of it changes.
+// With `Prefer: wait=N` the answer waits, N seconds at most, until the job has
+// ended or, with `If-None-Match`, until something about it has changed.
 //
 // Corresponds with GET /jobs/{job_id} (the `GetJob` operationId).
 func (c *Client) GetJob(ctx context.Context, jobId JobID, params *GetJobParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2811,12 +2800,12 @@ func (c *Client) GetJob(ctx context.Context, jobId JobID, params *GetJobParams, 
 	return c.Client.Do(req)
 }
 
-// CancelJob Ask for the end of a job that has not ended
+// CancelJob Cancel a job
 //
-// A job that no sheep has is cancelled at once. A sheep that has it is told
-// to stop its runner; until it has, the job is not `cancelled` but
-// `cancelling`, and a new run of it waits. A runner that answers before it is
-// stopped changes nothing of that, nor does asking again.
+// A job that no sheep has is cancelled at once. If a sheep has it, the sheep
+// stops its runner first; until then the job is still `processing`, with
+// `cancelling`, and a new run of it waits. Neither an answer of the runner
+// in the meantime nor a repeated request changes that.
 //
 // Corresponds with POST /jobs/{job_id}/cancel (the `CancelJob` operationId).
 func (c *Client) CancelJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2831,12 +2820,12 @@ func (c *Client) CancelJob(ctx context.Context, jobId JobID, reqEditors ...Reque
 	return c.Client.Do(req)
 }
 
-// FollowJob What happens to a job, as it happens
+// FollowJob The events of a job
 //
-// Server-sent events of the job, from the oldest that is kept on. They end when
-// the job has ended; a client that comes back then with the last one's id is
-// answered 204. Beside the events that `GET /events` has there is `progress`,
-// without an id: how far the runner says it is, at most once a second.
+// Server-sent events of the job, beginning with the oldest one that is kept. The
+// stream ends with the job; a client that then reconnects with the last id is
+// answered 204. In addition to the events of `GET /events` there is `progress`,
+// without an id: the progress that the runner reports, at most once a second.
 //
 // Corresponds with GET /jobs/{job_id}/events (the `FollowJob` operationId).
 func (c *Client) FollowJob(ctx context.Context, jobId JobID, params *FollowJobParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2851,9 +2840,9 @@ func (c *Client) FollowJob(ctx context.Context, jobId JobID, params *FollowJobPa
 	return c.Client.Do(req)
 }
 
-// ExplainJob Why a job waits, what it does, or why it failed, and what to do
+// ExplainJob Why a job waits, what it is doing or why it failed, and what to do
 //
-// As plain text where the client accepts `text/plain`.
+// As plain text if the client accepts `text/plain`.
 //
 // Corresponds with GET /jobs/{job_id}/explain (the `ExplainJob` operationId).
 func (c *Client) ExplainJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2872,7 +2861,7 @@ func (c *Client) ExplainJob(ctx context.Context, jobId JobID, reqEditors ...Requ
 //
 // `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 // `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-// `Range` asks for a part: one range of bytes; several at once answer with
+// `Range` selects a part: one range of bytes; for several ranges the answer is
 // the whole file.
 //
 // Corresponds with GET /jobs/{job_id}/input (the `GetInput` operationId).
@@ -2892,7 +2881,7 @@ func (c *Client) GetInput(ctx context.Context, jobId JobID, reqEditors ...Reques
 //
 // `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 // `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-// `Range` asks for a part: one range of bytes; several at once answer with
+// `Range` selects a part: one range of bytes; for several ranges the answer is
 // the whole file.
 //
 // Corresponds with GET /jobs/{job_id}/input/{file} (the `GetInputFile` operationId).
@@ -2908,7 +2897,7 @@ func (c *Client) GetInputFile(ctx context.Context, jobId JobID, file File, reqEd
 	return c.Client.Do(req)
 }
 
-// ListInputs The files that a job was submitted with
+// ListInputs List a job's inputs
 //
 // Corresponds with GET /jobs/{job_id}/inputs (the `ListInputs` operationId).
 func (c *Client) ListInputs(ctx context.Context, jobId JobID, params *ListInputsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2923,11 +2912,11 @@ func (c *Client) ListInputs(ctx context.Context, jobId JobID, params *ListInputs
 	return c.Client.Do(req)
 }
 
-// GetJobLogs What runners wrote while they had a job
+// GetJobLogs The output of a job's runners
 //
 // The output of the runners that had the job in its last run, one attempt
-// after the other, as far as it is kept; nothing while no runner has had it.
-// With `follow` the answer goes on until the job has ended.
+// after the other, as far as it is kept; empty before a runner has had it.
+// With `follow` the answer continues until the job has ended.
 //
 // Corresponds with GET /jobs/{job_id}/logs (the `GetJobLogs` operationId).
 func (c *Client) GetJobLogs(ctx context.Context, jobId JobID, params *GetJobLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2942,7 +2931,7 @@ func (c *Client) GetJobLogs(ctx context.Context, jobId JobID, params *GetJobLogs
 	return c.Client.Do(req)
 }
 
-// ListOutputs The files that came out of a job
+// ListOutputs List a job's outputs
 //
 // Corresponds with GET /jobs/{job_id}/outputs (the `ListOutputs` operationId).
 func (c *Client) ListOutputs(ctx context.Context, jobId JobID, params *ListOutputsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2957,13 +2946,12 @@ func (c *Client) ListOutputs(ctx context.Context, jobId JobID, params *ListOutpu
 	return c.Client.Do(req)
 }
 
-// GetOutputsTar All files that came out of a job, as a tar file
+// GetOutputsTar All outputs of a job, as a tar file
 //
-// Written as it is read from storage; files are not compressed. A connection
-// that breaks off is the sign of an error in the middle. Backslashes in names, which
-// are separators on other systems, become underscores; where that is the name of
-// another file, `~` and 16 hexadecimal digits that are the file's own come before the
-// suffix.
+// Files are not compressed. If an error occurs in the middle, the connection is
+// aborted. Backslashes in names, which are separators on other systems, become
+// underscores; if another file has that name, `~` and 16 hexadecimal digits of the
+// file's own are inserted before the suffix.
 //
 // Corresponds with GET /jobs/{job_id}/outputs.tar (the `GetOutputsTar` operationId).
 func (c *Client) GetOutputsTar(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2978,13 +2966,12 @@ func (c *Client) GetOutputsTar(ctx context.Context, jobId JobID, reqEditors ...R
 	return c.Client.Do(req)
 }
 
-// GetOutputsZip All files that came out of a job, as a zip file
+// GetOutputsZip All outputs of a job, as a zip file
 //
-// Written as it is read from storage; files are not compressed. A connection
-// that breaks off is the sign of an error in the middle. Backslashes in names, which
-// are separators on other systems, become underscores; where that is the name of
-// another file, `~` and 16 hexadecimal digits that are the file's own come before the
-// suffix.
+// Files are not compressed. If an error occurs in the middle, the connection is
+// aborted. Backslashes in names, which are separators on other systems, become
+// underscores; if another file has that name, `~` and 16 hexadecimal digits of the
+// file's own are inserted before the suffix.
 //
 // Corresponds with GET /jobs/{job_id}/outputs.zip (the `GetOutputsZip` operationId).
 func (c *Client) GetOutputsZip(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3018,7 +3005,7 @@ func (c *Client) GetJobReady(ctx context.Context, jobId JobID, reqEditors ...Req
 //
 // `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 // `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-// `Range` asks for a part: one range of bytes; several at once answer with
+// `Range` selects a part: one range of bytes; for several ranges the answer is
 // the whole file.
 //
 // Corresponds with GET /jobs/{job_id}/result (the `GetResult` operationId).
@@ -3038,7 +3025,7 @@ func (c *Client) GetResult(ctx context.Context, jobId JobID, reqEditors ...Reque
 //
 // `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 // `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-// `Range` asks for a part: one range of bytes; several at once answer with
+// `Range` selects a part: one range of bytes; for several ranges the answer is
 // the whole file.
 //
 // Corresponds with GET /jobs/{job_id}/result/{file} (the `GetResultFile` operationId).
@@ -3056,9 +3043,9 @@ func (c *Client) GetResultFile(ctx context.Context, jobId JobID, file File, reqE
 
 // RetryJob Run a job that has ended again
 //
-// A new run, with the job's inputs and what was asked for it; a `not_before` or
-// `deadline` that has passed is left out. What the last run has stored is
-// replaced at the end of the new one.
+// A new run, with the job's inputs and the fields of its submission; a
+// `not_before` or `deadline` that has passed is dropped. The outputs of the
+// last run are replaced at the end of the new one.
 //
 // Corresponds with POST /jobs/{job_id}/retry (the `RetryJob` operationId).
 func (c *Client) RetryJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3073,7 +3060,7 @@ func (c *Client) RetryJob(ctx context.Context, jobId JobID, reqEditors ...Reques
 	return c.Client.Do(req)
 }
 
-// GetJobStatus How a job is doing
+// GetJobStatus The status of a job
 //
 // Corresponds with GET /jobs/{job_id}/status (the `GetJobStatus` operationId).
 func (c *Client) GetJobStatus(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3090,11 +3077,11 @@ func (c *Client) GetJobStatus(ctx context.Context, jobId JobID, reqEditors ...Re
 
 // WaitForJob Wait until a job has ended
 //
-// Answers with the job's status as soon as it has ended. With `timeout`,
-// answers after that time at the latest, with the status as it is then:
-// look whether it is final. Without, a 200 always means that the job has
-// ended; should the server's own upper bound pass first, the answer is a
-// 503 that asks to wait again.
+// Answers with the job's status as soon as it has ended. With `timeout` it
+// answers after that time at the latest, with the current status: check
+// whether it is final. Without, a 200 always means that the job has ended; if
+// the server's own upper bound (24 hours by default) expires first, the answer
+// is a 503: wait again.
 //
 // Corresponds with GET /jobs/{job_id}/wait_ready (the `WaitForJob` operationId).
 func (c *Client) WaitForJob(ctx context.Context, jobId JobID, params *WaitForJobParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3111,7 +3098,7 @@ func (c *Client) WaitForJob(ctx context.Context, jobId JobID, params *WaitForJob
 
 // GetMetrics The daemon's metrics, for Prometheus
 //
-// In OpenMetrics where the client asks for it. docs/metrics.md describes each.
+// In the OpenMetrics format if the client accepts it. docs/metrics.md describes each metric.
 //
 // Corresponds with GET /metrics (the `GetMetrics` operationId).
 func (c *Client) GetMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3126,9 +3113,9 @@ func (c *Client) GetMetrics(ctx context.Context, reqEditors ...RequestEditorFn) 
 	return c.Client.Do(req)
 }
 
-// ListModels The models that are kept
+// ListModels The models on the disk
 //
-// Of a fleet those on the disks of all nodes that are up, a line for each node. A node
+// In a fleet those on the disks of all nodes that are up, one entry per node. A node
 // that does not answer is named in `unanswered`.
 //
 // Corresponds with GET /models (the `ListModels` operationId).
@@ -3144,17 +3131,16 @@ func (c *Client) ListModels(ctx context.Context, reqEditors ...RequestEditorFn) 
 	return c.Client.Do(req)
 }
 
-// PullModelWithBody Fetch a model ahead of the jobs that want it
+// PullModelWithBody Fetch a model ahead of time
 //
-// Answers when the model is here. With `progress=true` the answer begins
-// at once and is a stream of JSON objects, one a line, that say how far it
-// is; the last has `success`, or `error` with what went wrong. A client
-// that leaves gives the pull up, unless a job wants the model, too; what
-// was fetched is kept for the next time.
+// Answers when the model is on the disk. With `progress=true` the answer begins
+// at once and is a stream of JSON objects, one per line, that report the progress;
+// the last one has `success` or `error`. The pull is cancelled if the client
+// disconnects, unless a job needs the model, too; what was fetched is kept.
 //
-// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
-// the same time, or those that have the sheep; which nodes it is not for, the progress says.
-// Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and may run the model (`models.nodes`) fetch it in
+// parallel, or those that have the sheep; the progress names the nodes that may not. If
+// it fails on some nodes, the others continue, and the error names those.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3171,17 +3157,16 @@ func (c *Client) PullModelWithBody(ctx context.Context, params *PullModelParams,
 	return c.Client.Do(req)
 }
 
-// PullModel Fetch a model ahead of the jobs that want it
+// PullModel Fetch a model ahead of time
 //
-// Answers when the model is here. With `progress=true` the answer begins
-// at once and is a stream of JSON objects, one a line, that say how far it
-// is; the last has `success`, or `error` with what went wrong. A client
-// that leaves gives the pull up, unless a job wants the model, too; what
-// was fetched is kept for the next time.
+// Answers when the model is on the disk. With `progress=true` the answer begins
+// at once and is a stream of JSON objects, one per line, that report the progress;
+// the last one has `success` or `error`. The pull is cancelled if the client
+// disconnects, unless a job needs the model, too; what was fetched is kept.
 //
-// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
-// the same time, or those that have the sheep; which nodes it is not for, the progress says.
-// Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and may run the model (`models.nodes`) fetch it in
+// parallel, or those that have the sheep; the progress names the nodes that may not. If
+// it fails on some nodes, the others continue, and the error names those.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3200,9 +3185,9 @@ func (c *Client) PullModel(ctx context.Context, params *PullModelParams, body Pu
 
 // RemoveModel Remove a model
 //
-// A model that a sheep has loaded, or a job that has not ended needs, stays. In a fleet
-// it is removed from the disks of all nodes that are up; where some cannot, the others
-// do, and the error says which could not.
+// A model that a sheep has loaded, or that a job needs which has not ended, is not
+// removed. In a fleet it is removed from the disks of all nodes that are up; if that
+// fails on some, the others continue, and the error names those.
 //
 // Corresponds with DELETE /models/{model} (the `RemoveModel` operationId).
 func (c *Client) RemoveModel(ctx context.Context, model string, params *RemoveModelParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3219,8 +3204,8 @@ func (c *Client) RemoveModel(ctx context.Context, model string, params *RemoveMo
 
 // ListNodes The nodes of a fleet
 //
-// The nodes whose daemons share the ledger, those that are not up included until
-// they are forgotten.
+// The nodes that share the ledger, including those that are not up, until they are
+// forgotten.
 //
 // Corresponds with GET /nodes (the `ListNodes` operationId).
 func (c *Client) ListNodes(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3235,11 +3220,10 @@ func (c *Client) ListNodes(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
-// ForgetNode Forget a node that is gone for good
+// ForgetNode Forget a node that will not return
 //
-// Removes a node that is not up. Jobs that it holds are taken by the others before,
-// for which the answer waits up to ten seconds. A node that was forgotten may join
-// again.
+// Removes a node that is not up. Its jobs go back to the queue first, for which the
+// answer waits up to ten seconds. A node that was forgotten may join again.
 //
 // Corresponds with DELETE /nodes/{node} (the `ForgetNode` operationId).
 func (c *Client) ForgetNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3254,7 +3238,7 @@ func (c *Client) ForgetNode(ctx context.Context, node NodeName, reqEditors ...Re
 	return c.Client.Do(req)
 }
 
-// DrainNode Have a node claim no more jobs
+// DrainNode Stop a node from claiming jobs
 //
 // The node claims no more jobs, also after a restart. It finishes those that it has,
 // and accepts jobs for the other nodes. Answers at once; `GET /nodes` shows when the
@@ -3273,7 +3257,7 @@ func (c *Client) DrainNode(ctx context.Context, node NodeName, reqEditors ...Req
 	return c.Client.Do(req)
 }
 
-// ResumeNode Have a node claim jobs again that was drained
+// ResumeNode Let a drained node claim jobs again
 //
 // Corresponds with POST /nodes/{node}/resume (the `ResumeNode` operationId).
 func (c *Client) ResumeNode(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3288,7 +3272,7 @@ func (c *Client) ResumeNode(ctx context.Context, node NodeName, reqEditors ...Re
 	return c.Client.Do(req)
 }
 
-// GetReadiness Whether the daemon can take and run jobs
+// GetReadiness Whether the daemon can accept and run jobs
 //
 // Corresponds with GET /readyz (the `GetReadiness` operationId).
 func (c *Client) GetReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3320,7 +3304,7 @@ func (c *Client) SignOut(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 
 // GetSession Who the caller is
 //
-// Answers callers that are not known, too, with a name of null.
+// Also answers unknown callers, with a name of null.
 //
 // Corresponds with GET /session (the `GetSession` operationId).
 func (c *Client) GetSession(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3379,7 +3363,7 @@ func (c *Client) SignIn(ctx context.Context, body SignInJSONRequestBody, reqEdit
 	return c.Client.Do(req)
 }
 
-// ListSheep Every sheep in more detail
+// ListSheep Every sheep, in more detail
 //
 // Corresponds with GET /sheep (the `ListSheep` operationId).
 func (c *Client) ListSheep(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3394,13 +3378,13 @@ func (c *Client) ListSheep(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
-// DrainSheep Have a sheep take no more jobs
+// DrainSheep Stop a sheep from taking jobs
 //
 // The sheep finishes the job that it has, claims no more, and keeps the model
-// that it has loaded; what it has only prepared goes back to the queue. Jobs
-// that only it could run wait. It stays drained when the daemon is restarted or
-// reloads its configuration, until it is resumed. Answers at once; the sheep is
-// drained when `GET /sheep` shows no job.
+// that it has loaded; a job that it has only prepared goes back to the queue. Jobs
+// that only it could run wait. It stays drained across restarts and reloads of the
+// daemon, until it is resumed. Answers at once; the sheep is drained when
+// `GET /sheep` shows no job.
 //
 // Corresponds with POST /sheep/{sheep_id}/drain (the `DrainSheep` operationId).
 func (c *Client) DrainSheep(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3415,11 +3399,11 @@ func (c *Client) DrainSheep(ctx context.Context, sheepId SheepID, reqEditors ...
 	return c.Client.Do(req)
 }
 
-// LoadSheepWithBody Have a sheep without a job load a model
+// LoadSheepWithBody Load a model in a sheep without a job
 //
-// In the place of the model that it has loaded. Answers when the model is
-// loaded, or cannot be; a client that leaves gives it up. A job of another model
-// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+// The model replaces the one that the sheep has loaded. Answers when it is loaded,
+// or cannot be. The load is cancelled if the client disconnects, and by a job of
+// another model; drain the sheep first to prevent that.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3436,11 +3420,11 @@ func (c *Client) LoadSheepWithBody(ctx context.Context, sheepId SheepID, content
 	return c.Client.Do(req)
 }
 
-// LoadSheep Have a sheep without a job load a model
+// LoadSheep Load a model in a sheep without a job
 //
-// In the place of the model that it has loaded. Answers when the model is
-// loaded, or cannot be; a client that leaves gives it up. A job of another model
-// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+// The model replaces the one that the sheep has loaded. Answers when it is loaded,
+// or cannot be. The load is cancelled if the client disconnects, and by a job of
+// another model; drain the sheep first to prevent that.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3457,13 +3441,13 @@ func (c *Client) LoadSheep(ctx context.Context, sheepId SheepID, body LoadSheepJ
 	return c.Client.Do(req)
 }
 
-// GetSheepLogs What a sheep's runners have written
+// GetSheepLogs The output of a sheep's runners
 //
-// The output of the sheep's runners, earlier ones included, as far back as
-// it is kept. Where the sheep's standard output and error go to two files,
-// the one comes after the other, and what is written later as it comes.
-// With `follow` the answer goes on until the client leaves; rotation and
-// restarts of the runner do not end it.
+// The output of the sheep's runners, including earlier ones, as far as it is
+// kept. If the sheep's standard output and error are two files, one is sent after
+// the other, then new lines as they are written. With `follow` the answer
+// continues until the client disconnects, also across log rotation and restarts
+// of the runner.
 //
 // Corresponds with GET /sheep/{sheep_id}/logs (the `GetSheepLogs` operationId).
 func (c *Client) GetSheepLogs(ctx context.Context, sheepId string, params *GetSheepLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3478,12 +3462,12 @@ func (c *Client) GetSheepLogs(ctx context.Context, sheepId string, params *GetSh
 	return c.Client.Do(req)
 }
 
-// RestartSheep End a sheep's runner
+// RestartSheep Restart a sheep's runner
 //
-// The job that the runner has goes back to the queue, unspent; with `drain` it
-// may finish for that long first. Answers when nothing of the runner is left;
-// the next job starts another. What troubled the sheep is forgotten. A sheep
-// that is drained stays so.
+// The running job goes back to the queue, and the attempt is not counted; with
+// `drain` the job may finish for that long first. Answers when nothing of the
+// runner is left; the next job starts a new one, and earlier faults of the sheep
+// no longer delay it. A drained sheep stays drained.
 //
 // Corresponds with POST /sheep/{sheep_id}/restart (the `RestartSheep` operationId).
 func (c *Client) RestartSheep(ctx context.Context, sheepId SheepID, params *RestartSheepParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3500,7 +3484,7 @@ func (c *Client) RestartSheep(ctx context.Context, sheepId SheepID, params *Rest
 
 // ResumeSheep Let a sheep take jobs again
 //
-// Undoes `drain`, and lets a sheep work that was stopped on its machine.
+// Ends `drain`. It also resumes a sheep that was stopped on its machine.
 //
 // Corresponds with POST /sheep/{sheep_id}/resume (the `ResumeSheep` operationId).
 func (c *Client) ResumeSheep(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3535,8 +3519,8 @@ func (c *Client) GetSpec(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 // With a payload, the payload becomes the job's only input,
 // `inputs/input`, and the id must be new. Without one (left out, null or
 // empty), the inputs must be in storage already; an id whose job has
-// ended is run again. Once this has answered, the job is not lost,
-// whatever happens to the daemon.
+// ended is run again. When the request is answered, the job is on disk: it
+// is not lost if the daemon is killed.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3558,8 +3542,8 @@ func (c *Client) StartJobWithBody(ctx context.Context, contentType string, body 
 // With a payload, the payload becomes the job's only input,
 // `inputs/input`, and the id must be new. Without one (left out, null or
 // empty), the inputs must be in storage already; an id whose job has
-// ended is run again. Once this has answered, the job is not lost,
-// whatever happens to the daemon.
+// ended is run again. When the request is answered, the job is on disk: it
+// is not lost if the daemon is killed.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3606,19 +3590,18 @@ func (c *Client) GetUI(ctx context.Context, reqEditors ...RequestEditorFn) (*htt
 	return c.Client.Do(req)
 }
 
-// CreateUploadWithBody Reserve a place for inputs that go straight to storage
+// CreateUploadWithBody Reserve a place for inputs that are uploaded straight to storage
 //
-// For large inputs. The answer has an address for each file, to which whoever has it
-// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
-// through the daemon; a large file has `parts`, each with an address of its own. Parts
-// and files may be sent at the same time, and again. Then the job is submitted with
-// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
-// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
-// same tenant alone.
+// For large inputs. The answer has an address for each file: one `PUT` of exactly
+// `size` bytes to it stores the file, without credentials and not through the daemon.
+// A large file has `parts`, each with its own address. Files and parts may be sent in
+// parallel and repeatedly. Then submit the job with `POST /jobs`, `POST /groups` or
+// `POST /start-job`, with this `job_id` and without inputs in the request; only callers
+// of the same tenant can.
 //
-// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
-// addresses were last asked for). A 409 says that clients cannot reach the storage, and
-// what to configure; the files then come with `POST /jobs`.
+// An upload that is not submitted is removed after `expires_at` (`storage.keep_uploads`
+// after the last request for addresses). If clients cannot reach the storage the answer
+// is a 409 that says what to configure; send the files with `POST /jobs` instead.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3635,19 +3618,18 @@ func (c *Client) CreateUploadWithBody(ctx context.Context, contentType string, b
 	return c.Client.Do(req)
 }
 
-// CreateUpload Reserve a place for inputs that go straight to storage
+// CreateUpload Reserve a place for inputs that are uploaded straight to storage
 //
-// For large inputs. The answer has an address for each file, to which whoever has it
-// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
-// through the daemon; a large file has `parts`, each with an address of its own. Parts
-// and files may be sent at the same time, and again. Then the job is submitted with
-// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
-// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
-// same tenant alone.
+// For large inputs. The answer has an address for each file: one `PUT` of exactly
+// `size` bytes to it stores the file, without credentials and not through the daemon.
+// A large file has `parts`, each with its own address. Files and parts may be sent in
+// parallel and repeatedly. Then submit the job with `POST /jobs`, `POST /groups` or
+// `POST /start-job`, with this `job_id` and without inputs in the request; only callers
+// of the same tenant can.
 //
-// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
-// addresses were last asked for). A 409 says that clients cannot reach the storage, and
-// what to configure; the files then come with `POST /jobs`.
+// An upload that is not submitted is removed after `expires_at` (`storage.keep_uploads`
+// after the last request for addresses). If clients cannot reach the storage the answer
+// is a 409 that says what to configure; send the files with `POST /jobs` instead.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3664,10 +3646,10 @@ func (c *Client) CreateUpload(ctx context.Context, body CreateUploadJSONRequestB
 	return c.Client.Do(req)
 }
 
-// RemoveUpload Give an upload up, with all that was put into storage
+// RemoveUpload Remove an upload with its files
 //
-// The id can be used again then. Where storage fails meanwhile the answer is a 503,
-// and where it takes longer than half a minute a 202: the removal goes on by itself.
+// Then the id can be used again. If storage fails meanwhile the answer is a 503, if the
+// removal takes longer than half a minute a 202: it continues in the background.
 //
 // Corresponds with DELETE /uploads/{job_id} (the `RemoveUpload` operationId).
 func (c *Client) RemoveUpload(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3682,11 +3664,11 @@ func (c *Client) RemoveUpload(ctx context.Context, jobId JobID, reqEditors ...Re
 	return c.Client.Do(req)
 }
 
-// RenewUploadWithBody New addresses for what is missing of an upload
+// RenewUploadWithBody New addresses for the missing files of an upload
 //
-// For an upload that was broken off, or whose addresses are no longer valid. What is
-// in storage already is `stored`, or not among the `parts`. The upload is kept for
-// longer by that.
+// For an upload that was interrupted, or whose addresses have expired. A file that is
+// in storage is `stored`; a part that is in storage is not among the `parts`. The
+// request prolongs the time that the upload is kept.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3703,11 +3685,11 @@ func (c *Client) RenewUploadWithBody(ctx context.Context, jobId JobID, contentTy
 	return c.Client.Do(req)
 }
 
-// RenewUpload New addresses for what is missing of an upload
+// RenewUpload New addresses for the missing files of an upload
 //
-// For an upload that was broken off, or whose addresses are no longer valid. What is
-// in storage already is `stored`, or not among the `parts`. The upload is kept for
-// longer by that.
+// For an upload that was interrupted, or whose addresses have expired. A file that is
+// in storage is `stored`; a part that is in storage is not among the `parts`. The
+// request prolongs the time that the upload is kept.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3724,10 +3706,10 @@ func (c *Client) RenewUpload(ctx context.Context, jobId JobID, body RenewUploadJ
 	return c.Client.Do(req)
 }
 
-// CompleteUpload See that all files of an upload are there
+// CompleteUpload Check that an upload is complete
 //
-// Makes files of their parts. It may be called again. Submitting the job does the
-// same, so this is for who wants to know before.
+// Joins the parts of files. It may be repeated, and is optional: submitting the job
+// does the same.
 //
 // Corresponds with POST /uploads/{job_id}/complete (the `CompleteUpload` operationId).
 func (c *Client) CompleteUpload(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3742,7 +3724,7 @@ func (c *Client) CompleteUpload(ctx context.Context, jobId JobID, reqEditors ...
 	return c.Client.Do(req)
 }
 
-// GetVersion Which shepherd this is
+// GetVersion The daemon's version
 //
 // Corresponds with GET /version (the `GetVersion` operationId).
 func (c *Client) GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3759,7 +3741,7 @@ func (c *Client) GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) 
 
 // ListMessages Messages for receivers of webhooks, the newest first
 //
-// What was sent, is being tried or was given up, for a week after that at most.
+// Messages that wait, were delivered or were given up, for at most a week after that.
 // A tenant sees the messages to the receivers that its own jobs name, and those
 // to receivers that are configured for it.
 //
@@ -3778,8 +3760,8 @@ func (c *Client) ListMessages(ctx context.Context, params *ListMessagesParams, r
 
 // RedeliverMessage Send a message again
 //
-// The same message, with the same id, at once and then for a day. Of a message
-// that waits for an earlier one about its job nothing is changed.
+// Sends the same message, with the same id, at once, and tries again for a day. It has
+// no effect on a message that waits for an earlier one about its job.
 //
 // Corresponds with POST /webhooks/messages/{message_id}/redeliver (the `RedeliverMessage` operationId).
 func (c *Client) RedeliverMessage(ctx context.Context, messageId string, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3794,7 +3776,7 @@ func (c *Client) RedeliverMessage(ctx context.Context, messageId string, reqEdit
 	return c.Client.Do(req)
 }
 
-// GetWebhookSecret What messages are signed with for the receivers that your jobs name
+// GetWebhookSecret The secret that signs messages to the receivers that your jobs name
 //
 // The secret of the caller's tenant, in the form that the libraries of
 // Standard Webhooks take.
@@ -6516,38 +6498,37 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /apidocs (the `GetAPIDocs` operationId).
 	GetAPIDocsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetAPIDocsResponse, error)
 
-	// FollowEventsWithResponse What happens to all jobs, as it happens
+	// FollowEventsWithResponse The events of all jobs
 	//
-	// Server-sent events from the durable log: each change of a job, in order, and
-	// none left out. A client that comes back with `Last-Event-ID`, as browsers do by
-	// themselves, goes on after that event, also where the daemon was restarted
-	// meanwhile. Without it, or `after`, the stream begins now, or with the newest
-	// events where `newest` says so. Events without data only move the id on.
+	// Server-sent events from the durable log: each change of a job, in order and
+	// without gaps. For a client that reconnects with `Last-Event-ID`, as browsers do
+	// automatically, the stream continues after that event, also after a restart of
+	// the daemon. Without it and `after`, the stream begins with the next event or,
+	// with `newest`, with the newest events. Events without data only advance the id.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /events (the `FollowEvents` operationId).
 	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
 
-	// FollowFlockWithResponse How the flock stands, as it changes
+	// FollowFlockWithResponse The state of the flock, and its changes
 	//
-	// Server-sent events for those who watch, such as the page at `/`. `flock` has the
-	// sheep and the head of the queue (Flock), `gpus` the GPUs (GPUList; not for
-	// tenants): each first when the stream begins, and again, whole, when it has
-	// changed. `jobs` has the events of jobs since then (FlockEvents). `alive` shows
-	// every five seconds that the stream lives. Nothing is repeated for clients that
-	// were away; `/events` is for those that may miss nothing. With `follow=false` the
-	// answer is the flock as it is now, as JSON.
+	// Server-sent events for dashboards, such as the page at `/`. `flock` has the sheep
+	// and the head of the queue (Flock), `gpus` the GPUs (GPUList; not for tenants):
+	// each is sent completely when the stream begins and when it changes. `jobs` has the
+	// events of jobs since then (FlockEvents). `alive` is a heartbeat, every five
+	// seconds. Nothing is repeated for clients that were disconnected; use `/events` to
+	// miss nothing. With `follow=false` the answer is the current state, as JSON.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /flock (the `FollowFlock` operationId).
 	FollowFlockWithResponse(ctx context.Context, params *FollowFlockParams, reqEditors ...RequestEditorFn) (*FollowFlockResponse, error)
 
-	// ListGPUsWithResponse The machine's GPUs, and who has them
+	// ListGPUsWithResponse The machine's GPUs, and the sheep that have them
 	//
-	// How each GPU was told to fare last, which sheep have a share of it, and
-	// what else is on it.
+	// The last known state of each GPU, the sheep that have a share of it, and the
+	// other processes on it.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6556,14 +6537,14 @@ type ClientWithResponsesInterface interface {
 
 	// CreateGroupWithBodyWithResponse Submit several jobs, all of them or none
 	//
-	// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
-	// come before it, if that is asked for. They are in the group, and in the queue in
-	// their order, or none of them is. An error about one of them names it in `detail`
-	// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
-	// again: it answers with the group that the first one has made.
+	// Each of `jobs` is a JSON body of `POST /jobs`, and may be `after` jobs before it
+	// in the list. All of them join the group and the queue, in their order, or none
+	// does. An error about one of them names it in `detail` and `field`
+	// (`jobs[3].model`). With an `Idempotency-Key` a request can be sent again: the
+	// answer is the group that the first request has created.
 	//
-	// `webhook` is told once when all jobs of the group have ended, with an event
-	// `group.ended`; then its jobs have no webhooks of their own.
+	// `webhook` is notified once, with the event `group.ended`, when all jobs of the
+	// group have ended; with it the jobs can have no webhooks of their own.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6572,14 +6553,14 @@ type ClientWithResponsesInterface interface {
 
 	// CreateGroupWithResponse Submit several jobs, all of them or none
 	//
-	// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
-	// come before it, if that is asked for. They are in the group, and in the queue in
-	// their order, or none of them is. An error about one of them names it in `detail`
-	// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
-	// again: it answers with the group that the first one has made.
+	// Each of `jobs` is a JSON body of `POST /jobs`, and may be `after` jobs before it
+	// in the list. All of them join the group and the queue, in their order, or none
+	// does. An error about one of them names it in `detail` and `field`
+	// (`jobs[3].model`). With an `Idempotency-Key` a request can be sent again: the
+	// answer is the group that the first request has created.
 	//
-	// `webhook` is told once when all jobs of the group have ended, with an event
-	// `group.ended`; then its jobs have no webhooks of their own.
+	// `webhook` is notified once, with the event `group.ended`, when all jobs of the
+	// group have ended; with it the jobs can have no webhooks of their own.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6593,7 +6574,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /groups/{group_id} (the `GetGroup` operationId).
 	GetGroupWithResponse(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*GetGroupResponse, error)
 
-	// CancelGroupWithResponse Ask for the end of the group's jobs that have not ended
+	// CancelGroupWithResponse Cancel the group's jobs that have not ended
 	//
 	// Each as `POST /jobs/ID/cancel` does, the last one first.
 	//
@@ -6604,8 +6585,8 @@ type ClientWithResponsesInterface interface {
 
 	// RetryGroupWithResponse Run the group's jobs again that failed or were cancelled
 	//
-	// Each as `POST /jobs/ID/retry` does, the first one first. Where one of them cannot
-	// be run again the answer says which, and those before it run.
+	// Each as `POST /jobs/ID/retry` does, the first one first. If one of them cannot be
+	// run again the answer names it, and those before it run.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6619,12 +6600,11 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /healthz (the `GetHealth` operationId).
 	GetHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetHealthResponse, error)
 
-	// ListJobsWithResponse Jobs, in the order they were submitted
+	// ListJobsWithResponse List jobs, in the order of their submission
 	//
-	// Lists the jobs that the ledger has: all that have not ended, and of the
-	// others the later ones, as far as the ledger keeps them. Go on with
-	// `after` set to the answer's `next` until that is null, and the other
-	// parameters as they were. Attempts are left out.
+	// Lists the jobs in the ledger: all that have not ended, and the ended ones
+	// that it still keeps, without their attempts. For the next page, repeat the
+	// request with `after` set to the answer's `next`, until that is null.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6634,21 +6614,21 @@ type ClientWithResponsesInterface interface {
 	// CreateJobWithBodyWithResponse Submit a job, with its inputs
 	//
 	// The job's inputs are a `payload`, which becomes `inputs/input`; files of other
-	// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-	// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
-	// others waits until they are done and finds their outputs among its inputs; it
-	// needs no other ones. Once this has answered, the job is not lost, whatever
-	// happens to the daemon. Several jobs at once: `POST /groups`.
+	// jobs (`inputs`); files of the request, if it is `multipart/form-data`; or
+	// files that are in storage already, below `inputs/` of `job_id`. A job that is
+	// `after` others waits until they are done, and has their outputs among its
+	// inputs; it needs no others. When the request is answered, the job is on disk:
+	// it is not lost if the daemon is killed. `POST /groups` submits several jobs.
 	//
-	// As `multipart/form-data`, the first part is `job`, the description. Each
-	// further part is a file: its name below `inputs/` is its `filename`, with
-	// slashes, or the part's name where it has none. A part `archive` is a tar file,
-	// gzipped or not, whose files become inputs.
+	// In `multipart/form-data`, the first part is `job`, the description. Each
+	// further part is a file: its name below `inputs/` is its `filename`, which may
+	// contain slashes, or else the part's name. A part named `archive` is a tar
+	// file, gzipped or not, whose files become inputs.
 	//
-	// With an `Idempotency-Key` a request can be sent again: it answers with the
-	// job that the first one has made. `Prefer: wait=N` has the answer wait until
-	// the job has ended, N seconds at most; a caller who may not read is answered
-	// at once.
+	// With an `Idempotency-Key` a request can be sent again: the answer is the job
+	// that the first request has created. With `Prefer: wait=N` the answer waits
+	// until the job has ended, N seconds at most; callers who may not read are
+	// answered at once.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6658,21 +6638,21 @@ type ClientWithResponsesInterface interface {
 	// CreateJobWithResponse Submit a job, with its inputs
 	//
 	// The job's inputs are a `payload`, which becomes `inputs/input`; files of other
-	// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-	// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
-	// others waits until they are done and finds their outputs among its inputs; it
-	// needs no other ones. Once this has answered, the job is not lost, whatever
-	// happens to the daemon. Several jobs at once: `POST /groups`.
+	// jobs (`inputs`); files of the request, if it is `multipart/form-data`; or
+	// files that are in storage already, below `inputs/` of `job_id`. A job that is
+	// `after` others waits until they are done, and has their outputs among its
+	// inputs; it needs no others. When the request is answered, the job is on disk:
+	// it is not lost if the daemon is killed. `POST /groups` submits several jobs.
 	//
-	// As `multipart/form-data`, the first part is `job`, the description. Each
-	// further part is a file: its name below `inputs/` is its `filename`, with
-	// slashes, or the part's name where it has none. A part `archive` is a tar file,
-	// gzipped or not, whose files become inputs.
+	// In `multipart/form-data`, the first part is `job`, the description. Each
+	// further part is a file: its name below `inputs/` is its `filename`, which may
+	// contain slashes, or else the part's name. A part named `archive` is a tar
+	// file, gzipped or not, whose files become inputs.
 	//
-	// With an `Idempotency-Key` a request can be sent again: it answers with the
-	// job that the first one has made. `Prefer: wait=N` has the answer wait until
-	// the job has ended, N seconds at most; a caller who may not read is answered
-	// at once.
+	// With an `Idempotency-Key` a request can be sent again: the answer is the job
+	// that the first request has created. With `Prefer: wait=N` the answer waits
+	// until the job has ended, N seconds at most; callers who may not read are
+	// answered at once.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6682,9 +6662,9 @@ type ClientWithResponsesInterface interface {
 	// RemoveJobWithResponse Remove a job that has ended, with its files
 	//
 	// Removes the job's inputs and outputs from storage and the job from the
-	// ledger; the id can be used again then. Where storage fails meanwhile the
-	// answer is a 503, and where it takes longer than half a minute a 202: the
-	// removal goes on by itself. Until it has ended, the id cannot be submitted.
+	// ledger; then the id can be used again. If storage fails meanwhile the answer
+	// is a 503, if the removal takes longer than half a minute a 202: it continues
+	// in the background. Until its end the id cannot be submitted.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6693,41 +6673,41 @@ type ClientWithResponsesInterface interface {
 
 	// GetJobWithResponse A job in detail, with its attempts
 	//
-	// `Prefer: wait=N` has the answer wait, N seconds at most, until the job has
-	// ended or, with `If-None-Match`, until what is said of it changes.
+	// With `Prefer: wait=N` the answer waits, N seconds at most, until the job has
+	// ended or, with `If-None-Match`, until something about it has changed.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /jobs/{job_id} (the `GetJob` operationId).
 	GetJobWithResponse(ctx context.Context, jobId JobID, params *GetJobParams, reqEditors ...RequestEditorFn) (*GetJobResponse, error)
 
-	// CancelJobWithResponse Ask for the end of a job that has not ended
+	// CancelJobWithResponse Cancel a job
 	//
-	// A job that no sheep has is cancelled at once. A sheep that has it is told
-	// to stop its runner; until it has, the job is not `cancelled` but
-	// `cancelling`, and a new run of it waits. A runner that answers before it is
-	// stopped changes nothing of that, nor does asking again.
+	// A job that no sheep has is cancelled at once. If a sheep has it, the sheep
+	// stops its runner first; until then the job is still `processing`, with
+	// `cancelling`, and a new run of it waits. Neither an answer of the runner
+	// in the meantime nor a repeated request changes that.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /jobs/{job_id}/cancel (the `CancelJob` operationId).
 	CancelJobWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*CancelJobResponse, error)
 
-	// FollowJobWithResponse What happens to a job, as it happens
+	// FollowJobWithResponse The events of a job
 	//
-	// Server-sent events of the job, from the oldest that is kept on. They end when
-	// the job has ended; a client that comes back then with the last one's id is
-	// answered 204. Beside the events that `GET /events` has there is `progress`,
-	// without an id: how far the runner says it is, at most once a second.
+	// Server-sent events of the job, beginning with the oldest one that is kept. The
+	// stream ends with the job; a client that then reconnects with the last id is
+	// answered 204. In addition to the events of `GET /events` there is `progress`,
+	// without an id: the progress that the runner reports, at most once a second.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /jobs/{job_id}/events (the `FollowJob` operationId).
 	FollowJobWithResponse(ctx context.Context, jobId JobID, params *FollowJobParams, reqEditors ...RequestEditorFn) (*FollowJobResponse, error)
 
-	// ExplainJobWithResponse Why a job waits, what it does, or why it failed, and what to do
+	// ExplainJobWithResponse Why a job waits, what it is doing or why it failed, and what to do
 	//
-	// As plain text where the client accepts `text/plain`.
+	// As plain text if the client accepts `text/plain`.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6738,7 +6718,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 	// `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-	// `Range` asks for a part: one range of bytes; several at once answer with
+	// `Range` selects a part: one range of bytes; for several ranges the answer is
 	// the whole file.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -6750,7 +6730,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 	// `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-	// `Range` asks for a part: one range of bytes; several at once answer with
+	// `Range` selects a part: one range of bytes; for several ranges the answer is
 	// the whole file.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -6758,51 +6738,49 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /jobs/{job_id}/input/{file} (the `GetInputFile` operationId).
 	GetInputFileWithResponse(ctx context.Context, jobId JobID, file File, reqEditors ...RequestEditorFn) (*GetInputFileResponse, error)
 
-	// ListInputsWithResponse The files that a job was submitted with
+	// ListInputsWithResponse List a job's inputs
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /jobs/{job_id}/inputs (the `ListInputs` operationId).
 	ListInputsWithResponse(ctx context.Context, jobId JobID, params *ListInputsParams, reqEditors ...RequestEditorFn) (*ListInputsResponse, error)
 
-	// GetJobLogsWithResponse What runners wrote while they had a job
+	// GetJobLogsWithResponse The output of a job's runners
 	//
 	// The output of the runners that had the job in its last run, one attempt
-	// after the other, as far as it is kept; nothing while no runner has had it.
-	// With `follow` the answer goes on until the job has ended.
+	// after the other, as far as it is kept; empty before a runner has had it.
+	// With `follow` the answer continues until the job has ended.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /jobs/{job_id}/logs (the `GetJobLogs` operationId).
 	GetJobLogsWithResponse(ctx context.Context, jobId JobID, params *GetJobLogsParams, reqEditors ...RequestEditorFn) (*GetJobLogsResponse, error)
 
-	// ListOutputsWithResponse The files that came out of a job
+	// ListOutputsWithResponse List a job's outputs
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs (the `ListOutputs` operationId).
 	ListOutputsWithResponse(ctx context.Context, jobId JobID, params *ListOutputsParams, reqEditors ...RequestEditorFn) (*ListOutputsResponse, error)
 
-	// GetOutputsTarWithResponse All files that came out of a job, as a tar file
+	// GetOutputsTarWithResponse All outputs of a job, as a tar file
 	//
-	// Written as it is read from storage; files are not compressed. A connection
-	// that breaks off is the sign of an error in the middle. Backslashes in names, which
-	// are separators on other systems, become underscores; where that is the name of
-	// another file, `~` and 16 hexadecimal digits that are the file's own come before the
-	// suffix.
+	// Files are not compressed. If an error occurs in the middle, the connection is
+	// aborted. Backslashes in names, which are separators on other systems, become
+	// underscores; if another file has that name, `~` and 16 hexadecimal digits of the
+	// file's own are inserted before the suffix.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs.tar (the `GetOutputsTar` operationId).
 	GetOutputsTarWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*GetOutputsTarResponse, error)
 
-	// GetOutputsZipWithResponse All files that came out of a job, as a zip file
+	// GetOutputsZipWithResponse All outputs of a job, as a zip file
 	//
-	// Written as it is read from storage; files are not compressed. A connection
-	// that breaks off is the sign of an error in the middle. Backslashes in names, which
-	// are separators on other systems, become underscores; where that is the name of
-	// another file, `~` and 16 hexadecimal digits that are the file's own come before the
-	// suffix.
+	// Files are not compressed. If an error occurs in the middle, the connection is
+	// aborted. Backslashes in names, which are separators on other systems, become
+	// underscores; if another file has that name, `~` and 16 hexadecimal digits of the
+	// file's own are inserted before the suffix.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6820,7 +6798,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 	// `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-	// `Range` asks for a part: one range of bytes; several at once answer with
+	// `Range` selects a part: one range of bytes; for several ranges the answer is
 	// the whole file.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -6832,7 +6810,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 	// `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-	// `Range` asks for a part: one range of bytes; several at once answer with
+	// `Range` selects a part: one range of bytes; for several ranges the answer is
 	// the whole file.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -6842,16 +6820,16 @@ type ClientWithResponsesInterface interface {
 
 	// RetryJobWithResponse Run a job that has ended again
 	//
-	// A new run, with the job's inputs and what was asked for it; a `not_before` or
-	// `deadline` that has passed is left out. What the last run has stored is
-	// replaced at the end of the new one.
+	// A new run, with the job's inputs and the fields of its submission; a
+	// `not_before` or `deadline` that has passed is dropped. The outputs of the
+	// last run are replaced at the end of the new one.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /jobs/{job_id}/retry (the `RetryJob` operationId).
 	RetryJobWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*RetryJobResponse, error)
 
-	// GetJobStatusWithResponse How a job is doing
+	// GetJobStatusWithResponse The status of a job
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6860,11 +6838,11 @@ type ClientWithResponsesInterface interface {
 
 	// WaitForJobWithResponse Wait until a job has ended
 	//
-	// Answers with the job's status as soon as it has ended. With `timeout`,
-	// answers after that time at the latest, with the status as it is then:
-	// look whether it is final. Without, a 200 always means that the job has
-	// ended; should the server's own upper bound pass first, the answer is a
-	// 503 that asks to wait again.
+	// Answers with the job's status as soon as it has ended. With `timeout` it
+	// answers after that time at the latest, with the current status: check
+	// whether it is final. Without, a 200 always means that the job has ended; if
+	// the server's own upper bound (24 hours by default) expires first, the answer
+	// is a 503: wait again.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6873,16 +6851,16 @@ type ClientWithResponsesInterface interface {
 
 	// GetMetricsWithResponse The daemon's metrics, for Prometheus
 	//
-	// In OpenMetrics where the client asks for it. docs/metrics.md describes each.
+	// In the OpenMetrics format if the client accepts it. docs/metrics.md describes each metric.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /metrics (the `GetMetrics` operationId).
 	GetMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetMetricsResponse, error)
 
-	// ListModelsWithResponse The models that are kept
+	// ListModelsWithResponse The models on the disk
 	//
-	// Of a fleet those on the disks of all nodes that are up, a line for each node. A node
+	// In a fleet those on the disks of all nodes that are up, one entry per node. A node
 	// that does not answer is named in `unanswered`.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -6890,34 +6868,32 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /models (the `ListModels` operationId).
 	ListModelsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListModelsResponse, error)
 
-	// PullModelWithBodyWithResponse Fetch a model ahead of the jobs that want it
+	// PullModelWithBodyWithResponse Fetch a model ahead of time
 	//
-	// Answers when the model is here. With `progress=true` the answer begins
-	// at once and is a stream of JSON objects, one a line, that say how far it
-	// is; the last has `success`, or `error` with what went wrong. A client
-	// that leaves gives the pull up, unless a job wants the model, too; what
-	// was fetched is kept for the next time.
+	// Answers when the model is on the disk. With `progress=true` the answer begins
+	// at once and is a stream of JSON objects, one per line, that report the progress;
+	// the last one has `success` or `error`. The pull is cancelled if the client
+	// disconnects, unless a job needs the model, too; what was fetched is kept.
 	//
-	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
-	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
-	// Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and may run the model (`models.nodes`) fetch it in
+	// parallel, or those that have the sheep; the progress names the nodes that may not. If
+	// it fails on some nodes, the others continue, and the error names those.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /models/pull (the `PullModel` operationId).
 	PullModelWithBodyWithResponse(ctx context.Context, params *PullModelParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PullModelResponse, error)
 
-	// PullModelWithResponse Fetch a model ahead of the jobs that want it
+	// PullModelWithResponse Fetch a model ahead of time
 	//
-	// Answers when the model is here. With `progress=true` the answer begins
-	// at once and is a stream of JSON objects, one a line, that say how far it
-	// is; the last has `success`, or `error` with what went wrong. A client
-	// that leaves gives the pull up, unless a job wants the model, too; what
-	// was fetched is kept for the next time.
+	// Answers when the model is on the disk. With `progress=true` the answer begins
+	// at once and is a stream of JSON objects, one per line, that report the progress;
+	// the last one has `success` or `error`. The pull is cancelled if the client
+	// disconnects, unless a job needs the model, too; what was fetched is kept.
 	//
-	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
-	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
-	// Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and may run the model (`models.nodes`) fetch it in
+	// parallel, or those that have the sheep; the progress names the nodes that may not. If
+	// it fails on some nodes, the others continue, and the error names those.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6926,9 +6902,9 @@ type ClientWithResponsesInterface interface {
 
 	// RemoveModelWithResponse Remove a model
 	//
-	// A model that a sheep has loaded, or a job that has not ended needs, stays. In a fleet
-	// it is removed from the disks of all nodes that are up; where some cannot, the others
-	// do, and the error says which could not.
+	// A model that a sheep has loaded, or that a job needs which has not ended, is not
+	// removed. In a fleet it is removed from the disks of all nodes that are up; if that
+	// fails on some, the others continue, and the error names those.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6937,26 +6913,25 @@ type ClientWithResponsesInterface interface {
 
 	// ListNodesWithResponse The nodes of a fleet
 	//
-	// The nodes whose daemons share the ledger, those that are not up included until
-	// they are forgotten.
+	// The nodes that share the ledger, including those that are not up, until they are
+	// forgotten.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /nodes (the `ListNodes` operationId).
 	ListNodesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListNodesResponse, error)
 
-	// ForgetNodeWithResponse Forget a node that is gone for good
+	// ForgetNodeWithResponse Forget a node that will not return
 	//
-	// Removes a node that is not up. Jobs that it holds are taken by the others before,
-	// for which the answer waits up to ten seconds. A node that was forgotten may join
-	// again.
+	// Removes a node that is not up. Its jobs go back to the queue first, for which the
+	// answer waits up to ten seconds. A node that was forgotten may join again.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with DELETE /nodes/{node} (the `ForgetNode` operationId).
 	ForgetNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*ForgetNodeResponse, error)
 
-	// DrainNodeWithResponse Have a node claim no more jobs
+	// DrainNodeWithResponse Stop a node from claiming jobs
 	//
 	// The node claims no more jobs, also after a restart. It finishes those that it has,
 	// and accepts jobs for the other nodes. Answers at once; `GET /nodes` shows when the
@@ -6967,14 +6942,14 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /nodes/{node}/drain (the `DrainNode` operationId).
 	DrainNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*DrainNodeResponse, error)
 
-	// ResumeNodeWithResponse Have a node claim jobs again that was drained
+	// ResumeNodeWithResponse Let a drained node claim jobs again
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /nodes/{node}/resume (the `ResumeNode` operationId).
 	ResumeNodeWithResponse(ctx context.Context, node NodeName, reqEditors ...RequestEditorFn) (*ResumeNodeResponse, error)
 
-	// GetReadinessWithResponse Whether the daemon can take and run jobs
+	// GetReadinessWithResponse Whether the daemon can accept and run jobs
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6990,7 +6965,7 @@ type ClientWithResponsesInterface interface {
 
 	// GetSessionWithResponse Who the caller is
 	//
-	// Answers callers that are not known, too, with a name of null.
+	// Also answers unknown callers, with a name of null.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7021,67 +6996,67 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /session (the `SignIn` operationId).
 	SignInWithResponse(ctx context.Context, body SignInJSONRequestBody, reqEditors ...RequestEditorFn) (*SignInResponse, error)
 
-	// ListSheepWithResponse Every sheep in more detail
+	// ListSheepWithResponse Every sheep, in more detail
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /sheep (the `ListSheep` operationId).
 	ListSheepWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListSheepResponse, error)
 
-	// DrainSheepWithResponse Have a sheep take no more jobs
+	// DrainSheepWithResponse Stop a sheep from taking jobs
 	//
 	// The sheep finishes the job that it has, claims no more, and keeps the model
-	// that it has loaded; what it has only prepared goes back to the queue. Jobs
-	// that only it could run wait. It stays drained when the daemon is restarted or
-	// reloads its configuration, until it is resumed. Answers at once; the sheep is
-	// drained when `GET /sheep` shows no job.
+	// that it has loaded; a job that it has only prepared goes back to the queue. Jobs
+	// that only it could run wait. It stays drained across restarts and reloads of the
+	// daemon, until it is resumed. Answers at once; the sheep is drained when
+	// `GET /sheep` shows no job.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /sheep/{sheep_id}/drain (the `DrainSheep` operationId).
 	DrainSheepWithResponse(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*DrainSheepResponse, error)
 
-	// LoadSheepWithBodyWithResponse Have a sheep without a job load a model
+	// LoadSheepWithBodyWithResponse Load a model in a sheep without a job
 	//
-	// In the place of the model that it has loaded. Answers when the model is
-	// loaded, or cannot be; a client that leaves gives it up. A job of another model
-	// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+	// The model replaces the one that the sheep has loaded. Answers when it is loaded,
+	// or cannot be. The load is cancelled if the client disconnects, and by a job of
+	// another model; drain the sheep first to prevent that.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
 	LoadSheepWithBodyWithResponse(ctx context.Context, sheepId SheepID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LoadSheepResponse, error)
 
-	// LoadSheepWithResponse Have a sheep without a job load a model
+	// LoadSheepWithResponse Load a model in a sheep without a job
 	//
-	// In the place of the model that it has loaded. Answers when the model is
-	// loaded, or cannot be; a client that leaves gives it up. A job of another model
-	// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+	// The model replaces the one that the sheep has loaded. Answers when it is loaded,
+	// or cannot be. The load is cancelled if the client disconnects, and by a job of
+	// another model; drain the sheep first to prevent that.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
 	LoadSheepWithResponse(ctx context.Context, sheepId SheepID, body LoadSheepJSONRequestBody, reqEditors ...RequestEditorFn) (*LoadSheepResponse, error)
 
-	// GetSheepLogsWithResponse What a sheep's runners have written
+	// GetSheepLogsWithResponse The output of a sheep's runners
 	//
-	// The output of the sheep's runners, earlier ones included, as far back as
-	// it is kept. Where the sheep's standard output and error go to two files,
-	// the one comes after the other, and what is written later as it comes.
-	// With `follow` the answer goes on until the client leaves; rotation and
-	// restarts of the runner do not end it.
+	// The output of the sheep's runners, including earlier ones, as far as it is
+	// kept. If the sheep's standard output and error are two files, one is sent after
+	// the other, then new lines as they are written. With `follow` the answer
+	// continues until the client disconnects, also across log rotation and restarts
+	// of the runner.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /sheep/{sheep_id}/logs (the `GetSheepLogs` operationId).
 	GetSheepLogsWithResponse(ctx context.Context, sheepId string, params *GetSheepLogsParams, reqEditors ...RequestEditorFn) (*GetSheepLogsResponse, error)
 
-	// RestartSheepWithResponse End a sheep's runner
+	// RestartSheepWithResponse Restart a sheep's runner
 	//
-	// The job that the runner has goes back to the queue, unspent; with `drain` it
-	// may finish for that long first. Answers when nothing of the runner is left;
-	// the next job starts another. What troubled the sheep is forgotten. A sheep
-	// that is drained stays so.
+	// The running job goes back to the queue, and the attempt is not counted; with
+	// `drain` the job may finish for that long first. Answers when nothing of the
+	// runner is left; the next job starts a new one, and earlier faults of the sheep
+	// no longer delay it. A drained sheep stays drained.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7090,7 +7065,7 @@ type ClientWithResponsesInterface interface {
 
 	// ResumeSheepWithResponse Let a sheep take jobs again
 	//
-	// Undoes `drain`, and lets a sheep work that was stopped on its machine.
+	// Ends `drain`. It also resumes a sheep that was stopped on its machine.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7109,8 +7084,8 @@ type ClientWithResponsesInterface interface {
 	// With a payload, the payload becomes the job's only input,
 	// `inputs/input`, and the id must be new. Without one (left out, null or
 	// empty), the inputs must be in storage already; an id whose job has
-	// ended is run again. Once this has answered, the job is not lost,
-	// whatever happens to the daemon.
+	// ended is run again. When the request is answered, the job is on disk: it
+	// is not lost if the daemon is killed.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7122,8 +7097,8 @@ type ClientWithResponsesInterface interface {
 	// With a payload, the payload becomes the job's only input,
 	// `inputs/input`, and the id must be new. Without one (left out, null or
 	// empty), the inputs must be in storage already; an id whose job has
-	// ended is run again. Once this has answered, the job is not lost,
-	// whatever happens to the daemon.
+	// ended is run again. When the request is answered, the job is on disk: it
+	// is not lost if the daemon is killed.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7144,87 +7119,85 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /ui (the `GetUI` operationId).
 	GetUIWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetUIResponse, error)
 
-	// CreateUploadWithBodyWithResponse Reserve a place for inputs that go straight to storage
+	// CreateUploadWithBodyWithResponse Reserve a place for inputs that are uploaded straight to storage
 	//
-	// For large inputs. The answer has an address for each file, to which whoever has it
-	// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
-	// through the daemon; a large file has `parts`, each with an address of its own. Parts
-	// and files may be sent at the same time, and again. Then the job is submitted with
-	// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
-	// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
-	// same tenant alone.
+	// For large inputs. The answer has an address for each file: one `PUT` of exactly
+	// `size` bytes to it stores the file, without credentials and not through the daemon.
+	// A large file has `parts`, each with its own address. Files and parts may be sent in
+	// parallel and repeatedly. Then submit the job with `POST /jobs`, `POST /groups` or
+	// `POST /start-job`, with this `job_id` and without inputs in the request; only callers
+	// of the same tenant can.
 	//
-	// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
-	// addresses were last asked for). A 409 says that clients cannot reach the storage, and
-	// what to configure; the files then come with `POST /jobs`.
+	// An upload that is not submitted is removed after `expires_at` (`storage.keep_uploads`
+	// after the last request for addresses). If clients cannot reach the storage the answer
+	// is a 409 that says what to configure; send the files with `POST /jobs` instead.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /uploads (the `CreateUpload` operationId).
 	CreateUploadWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateUploadResponse, error)
 
-	// CreateUploadWithResponse Reserve a place for inputs that go straight to storage
+	// CreateUploadWithResponse Reserve a place for inputs that are uploaded straight to storage
 	//
-	// For large inputs. The answer has an address for each file, to which whoever has it
-	// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
-	// through the daemon; a large file has `parts`, each with an address of its own. Parts
-	// and files may be sent at the same time, and again. Then the job is submitted with
-	// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
-	// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
-	// same tenant alone.
+	// For large inputs. The answer has an address for each file: one `PUT` of exactly
+	// `size` bytes to it stores the file, without credentials and not through the daemon.
+	// A large file has `parts`, each with its own address. Files and parts may be sent in
+	// parallel and repeatedly. Then submit the job with `POST /jobs`, `POST /groups` or
+	// `POST /start-job`, with this `job_id` and without inputs in the request; only callers
+	// of the same tenant can.
 	//
-	// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
-	// addresses were last asked for). A 409 says that clients cannot reach the storage, and
-	// what to configure; the files then come with `POST /jobs`.
+	// An upload that is not submitted is removed after `expires_at` (`storage.keep_uploads`
+	// after the last request for addresses). If clients cannot reach the storage the answer
+	// is a 409 that says what to configure; send the files with `POST /jobs` instead.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /uploads (the `CreateUpload` operationId).
 	CreateUploadWithResponse(ctx context.Context, body CreateUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateUploadResponse, error)
 
-	// RemoveUploadWithResponse Give an upload up, with all that was put into storage
+	// RemoveUploadWithResponse Remove an upload with its files
 	//
-	// The id can be used again then. Where storage fails meanwhile the answer is a 503,
-	// and where it takes longer than half a minute a 202: the removal goes on by itself.
+	// Then the id can be used again. If storage fails meanwhile the answer is a 503, if the
+	// removal takes longer than half a minute a 202: it continues in the background.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with DELETE /uploads/{job_id} (the `RemoveUpload` operationId).
 	RemoveUploadWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*RemoveUploadResponse, error)
 
-	// RenewUploadWithBodyWithResponse New addresses for what is missing of an upload
+	// RenewUploadWithBodyWithResponse New addresses for the missing files of an upload
 	//
-	// For an upload that was broken off, or whose addresses are no longer valid. What is
-	// in storage already is `stored`, or not among the `parts`. The upload is kept for
-	// longer by that.
+	// For an upload that was interrupted, or whose addresses have expired. A file that is
+	// in storage is `stored`; a part that is in storage is not among the `parts`. The
+	// request prolongs the time that the upload is kept.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
 	RenewUploadWithBodyWithResponse(ctx context.Context, jobId JobID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RenewUploadResponse, error)
 
-	// RenewUploadWithResponse New addresses for what is missing of an upload
+	// RenewUploadWithResponse New addresses for the missing files of an upload
 	//
-	// For an upload that was broken off, or whose addresses are no longer valid. What is
-	// in storage already is `stored`, or not among the `parts`. The upload is kept for
-	// longer by that.
+	// For an upload that was interrupted, or whose addresses have expired. A file that is
+	// in storage is `stored`; a part that is in storage is not among the `parts`. The
+	// request prolongs the time that the upload is kept.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
 	RenewUploadWithResponse(ctx context.Context, jobId JobID, body RenewUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*RenewUploadResponse, error)
 
-	// CompleteUploadWithResponse See that all files of an upload are there
+	// CompleteUploadWithResponse Check that an upload is complete
 	//
-	// Makes files of their parts. It may be called again. Submitting the job does the
-	// same, so this is for who wants to know before.
+	// Joins the parts of files. It may be repeated, and is optional: submitting the job
+	// does the same.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /uploads/{job_id}/complete (the `CompleteUpload` operationId).
 	CompleteUploadWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*CompleteUploadResponse, error)
 
-	// GetVersionWithResponse Which shepherd this is
+	// GetVersionWithResponse The daemon's version
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7233,7 +7206,7 @@ type ClientWithResponsesInterface interface {
 
 	// ListMessagesWithResponse Messages for receivers of webhooks, the newest first
 	//
-	// What was sent, is being tried or was given up, for a week after that at most.
+	// Messages that wait, were delivered or were given up, for at most a week after that.
 	// A tenant sees the messages to the receivers that its own jobs name, and those
 	// to receivers that are configured for it.
 	//
@@ -7244,15 +7217,15 @@ type ClientWithResponsesInterface interface {
 
 	// RedeliverMessageWithResponse Send a message again
 	//
-	// The same message, with the same id, at once and then for a day. Of a message
-	// that waits for an earlier one about its job nothing is changed.
+	// Sends the same message, with the same id, at once, and tries again for a day. It has
+	// no effect on a message that waits for an earlier one about its job.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /webhooks/messages/{message_id}/redeliver (the `RedeliverMessage` operationId).
 	RedeliverMessageWithResponse(ctx context.Context, messageId string, reqEditors ...RequestEditorFn) (*RedeliverMessageResponse, error)
 
-	// GetWebhookSecretWithResponse What messages are signed with for the receivers that your jobs name
+	// GetWebhookSecretWithResponse The secret that signs messages to the receivers that your jobs name
 	//
 	// The secret of the caller's tenant, in the form that the libraries of
 	// Standard Webhooks take.
@@ -9805,13 +9778,13 @@ func (c *ClientWithResponses) GetAPIDocsWithResponse(ctx context.Context, reqEdi
 	return ParseGetAPIDocsResponse(rsp)
 }
 
-// FollowEventsWithResponse What happens to all jobs, as it happens
+// FollowEventsWithResponse The events of all jobs
 //
-// Server-sent events from the durable log: each change of a job, in order, and
-// none left out. A client that comes back with `Last-Event-ID`, as browsers do by
-// themselves, goes on after that event, also where the daemon was restarted
-// meanwhile. Without it, or `after`, the stream begins now, or with the newest
-// events where `newest` says so. Events without data only move the id on.
+// Server-sent events from the durable log: each change of a job, in order and
+// without gaps. For a client that reconnects with `Last-Event-ID`, as browsers do
+// automatically, the stream continues after that event, also after a restart of
+// the daemon. Without it and `after`, the stream begins with the next event or,
+// with `newest`, with the newest events. Events without data only advance the id.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9824,15 +9797,14 @@ func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, para
 	return ParseFollowEventsResponse(rsp)
 }
 
-// FollowFlockWithResponse How the flock stands, as it changes
+// FollowFlockWithResponse The state of the flock, and its changes
 //
-// Server-sent events for those who watch, such as the page at `/`. `flock` has the
-// sheep and the head of the queue (Flock), `gpus` the GPUs (GPUList; not for
-// tenants): each first when the stream begins, and again, whole, when it has
-// changed. `jobs` has the events of jobs since then (FlockEvents). `alive` shows
-// every five seconds that the stream lives. Nothing is repeated for clients that
-// were away; `/events` is for those that may miss nothing. With `follow=false` the
-// answer is the flock as it is now, as JSON.
+// Server-sent events for dashboards, such as the page at `/`. `flock` has the sheep
+// and the head of the queue (Flock), `gpus` the GPUs (GPUList; not for tenants):
+// each is sent completely when the stream begins and when it changes. `jobs` has the
+// events of jobs since then (FlockEvents). `alive` is a heartbeat, every five
+// seconds. Nothing is repeated for clients that were disconnected; use `/events` to
+// miss nothing. With `follow=false` the answer is the current state, as JSON.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9845,10 +9817,10 @@ func (c *ClientWithResponses) FollowFlockWithResponse(ctx context.Context, param
 	return ParseFollowFlockResponse(rsp)
 }
 
-// ListGPUsWithResponse The machine's GPUs, and who has them
+// ListGPUsWithResponse The machine's GPUs, and the sheep that have them
 //
-// How each GPU was told to fare last, which sheep have a share of it, and
-// what else is on it.
+// The last known state of each GPU, the sheep that have a share of it, and the
+// other processes on it.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9863,14 +9835,14 @@ func (c *ClientWithResponses) ListGPUsWithResponse(ctx context.Context, params *
 
 // CreateGroupWithBodyWithResponse Submit several jobs, all of them or none
 //
-// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
-// come before it, if that is asked for. They are in the group, and in the queue in
-// their order, or none of them is. An error about one of them names it in `detail`
-// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
-// again: it answers with the group that the first one has made.
+// Each of `jobs` is a JSON body of `POST /jobs`, and may be `after` jobs before it
+// in the list. All of them join the group and the queue, in their order, or none
+// does. An error about one of them names it in `detail` and `field`
+// (`jobs[3].model`). With an `Idempotency-Key` a request can be sent again: the
+// answer is the group that the first request has created.
 //
-// `webhook` is told once when all jobs of the group have ended, with an event
-// `group.ended`; then its jobs have no webhooks of their own.
+// `webhook` is notified once, with the event `group.ended`, when all jobs of the
+// group have ended; with it the jobs can have no webhooks of their own.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9885,14 +9857,14 @@ func (c *ClientWithResponses) CreateGroupWithBodyWithResponse(ctx context.Contex
 
 // CreateGroupWithResponse Submit several jobs, all of them or none
 //
-// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
-// come before it, if that is asked for. They are in the group, and in the queue in
-// their order, or none of them is. An error about one of them names it in `detail`
-// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
-// again: it answers with the group that the first one has made.
+// Each of `jobs` is a JSON body of `POST /jobs`, and may be `after` jobs before it
+// in the list. All of them join the group and the queue, in their order, or none
+// does. An error about one of them names it in `detail` and `field`
+// (`jobs[3].model`). With an `Idempotency-Key` a request can be sent again: the
+// answer is the group that the first request has created.
 //
-// `webhook` is told once when all jobs of the group have ended, with an event
-// `group.ended`; then its jobs have no webhooks of their own.
+// `webhook` is notified once, with the event `group.ended`, when all jobs of the
+// group have ended; with it the jobs can have no webhooks of their own.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9918,7 +9890,7 @@ func (c *ClientWithResponses) GetGroupWithResponse(ctx context.Context, groupId 
 	return ParseGetGroupResponse(rsp)
 }
 
-// CancelGroupWithResponse Ask for the end of the group's jobs that have not ended
+// CancelGroupWithResponse Cancel the group's jobs that have not ended
 //
 // Each as `POST /jobs/ID/cancel` does, the last one first.
 //
@@ -9935,8 +9907,8 @@ func (c *ClientWithResponses) CancelGroupWithResponse(ctx context.Context, group
 
 // RetryGroupWithResponse Run the group's jobs again that failed or were cancelled
 //
-// Each as `POST /jobs/ID/retry` does, the first one first. Where one of them cannot
-// be run again the answer says which, and those before it run.
+// Each as `POST /jobs/ID/retry` does, the first one first. If one of them cannot be
+// run again the answer names it, and those before it run.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9962,12 +9934,11 @@ func (c *ClientWithResponses) GetHealthWithResponse(ctx context.Context, reqEdit
 	return ParseGetHealthResponse(rsp)
 }
 
-// ListJobsWithResponse Jobs, in the order they were submitted
+// ListJobsWithResponse List jobs, in the order of their submission
 //
-// Lists the jobs that the ledger has: all that have not ended, and of the
-// others the later ones, as far as the ledger keeps them. Go on with
-// `after` set to the answer's `next` until that is null, and the other
-// parameters as they were. Attempts are left out.
+// Lists the jobs in the ledger: all that have not ended, and the ended ones
+// that it still keeps, without their attempts. For the next page, repeat the
+// request with `after` set to the answer's `next`, until that is null.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9983,21 +9954,21 @@ func (c *ClientWithResponses) ListJobsWithResponse(ctx context.Context, params *
 // CreateJobWithBodyWithResponse Submit a job, with its inputs
 //
 // The job's inputs are a `payload`, which becomes `inputs/input`; files of other
-// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
-// others waits until they are done and finds their outputs among its inputs; it
-// needs no other ones. Once this has answered, the job is not lost, whatever
-// happens to the daemon. Several jobs at once: `POST /groups`.
+// jobs (`inputs`); files of the request, if it is `multipart/form-data`; or
+// files that are in storage already, below `inputs/` of `job_id`. A job that is
+// `after` others waits until they are done, and has their outputs among its
+// inputs; it needs no others. When the request is answered, the job is on disk:
+// it is not lost if the daemon is killed. `POST /groups` submits several jobs.
 //
-// As `multipart/form-data`, the first part is `job`, the description. Each
-// further part is a file: its name below `inputs/` is its `filename`, with
-// slashes, or the part's name where it has none. A part `archive` is a tar file,
-// gzipped or not, whose files become inputs.
+// In `multipart/form-data`, the first part is `job`, the description. Each
+// further part is a file: its name below `inputs/` is its `filename`, which may
+// contain slashes, or else the part's name. A part named `archive` is a tar
+// file, gzipped or not, whose files become inputs.
 //
-// With an `Idempotency-Key` a request can be sent again: it answers with the
-// job that the first one has made. `Prefer: wait=N` has the answer wait until
-// the job has ended, N seconds at most; a caller who may not read is answered
-// at once.
+// With an `Idempotency-Key` a request can be sent again: the answer is the job
+// that the first request has created. With `Prefer: wait=N` the answer waits
+// until the job has ended, N seconds at most; callers who may not read are
+// answered at once.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10013,21 +9984,21 @@ func (c *ClientWithResponses) CreateJobWithBodyWithResponse(ctx context.Context,
 // CreateJobWithResponse Submit a job, with its inputs
 //
 // The job's inputs are a `payload`, which becomes `inputs/input`; files of other
-// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
-// others waits until they are done and finds their outputs among its inputs; it
-// needs no other ones. Once this has answered, the job is not lost, whatever
-// happens to the daemon. Several jobs at once: `POST /groups`.
+// jobs (`inputs`); files of the request, if it is `multipart/form-data`; or
+// files that are in storage already, below `inputs/` of `job_id`. A job that is
+// `after` others waits until they are done, and has their outputs among its
+// inputs; it needs no others. When the request is answered, the job is on disk:
+// it is not lost if the daemon is killed. `POST /groups` submits several jobs.
 //
-// As `multipart/form-data`, the first part is `job`, the description. Each
-// further part is a file: its name below `inputs/` is its `filename`, with
-// slashes, or the part's name where it has none. A part `archive` is a tar file,
-// gzipped or not, whose files become inputs.
+// In `multipart/form-data`, the first part is `job`, the description. Each
+// further part is a file: its name below `inputs/` is its `filename`, which may
+// contain slashes, or else the part's name. A part named `archive` is a tar
+// file, gzipped or not, whose files become inputs.
 //
-// With an `Idempotency-Key` a request can be sent again: it answers with the
-// job that the first one has made. `Prefer: wait=N` has the answer wait until
-// the job has ended, N seconds at most; a caller who may not read is answered
-// at once.
+// With an `Idempotency-Key` a request can be sent again: the answer is the job
+// that the first request has created. With `Prefer: wait=N` the answer waits
+// until the job has ended, N seconds at most; callers who may not read are
+// answered at once.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10043,9 +10014,9 @@ func (c *ClientWithResponses) CreateJobWithResponse(ctx context.Context, params 
 // RemoveJobWithResponse Remove a job that has ended, with its files
 //
 // Removes the job's inputs and outputs from storage and the job from the
-// ledger; the id can be used again then. Where storage fails meanwhile the
-// answer is a 503, and where it takes longer than half a minute a 202: the
-// removal goes on by itself. Until it has ended, the id cannot be submitted.
+// ledger; then the id can be used again. If storage fails meanwhile the answer
+// is a 503, if the removal takes longer than half a minute a 202: it continues
+// in the background. Until its end the id cannot be submitted.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10060,8 +10031,8 @@ func (c *ClientWithResponses) RemoveJobWithResponse(ctx context.Context, jobId J
 
 // GetJobWithResponse A job in detail, with its attempts
 //
-// `Prefer: wait=N` has the answer wait, N seconds at most, until the job has
-// ended or, with `If-None-Match`, until what is said of it changes.
+// With `Prefer: wait=N` the answer waits, N seconds at most, until the job has
+// ended or, with `If-None-Match`, until something about it has changed.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10074,12 +10045,12 @@ func (c *ClientWithResponses) GetJobWithResponse(ctx context.Context, jobId JobI
 	return ParseGetJobResponse(rsp)
 }
 
-// CancelJobWithResponse Ask for the end of a job that has not ended
+// CancelJobWithResponse Cancel a job
 //
-// A job that no sheep has is cancelled at once. A sheep that has it is told
-// to stop its runner; until it has, the job is not `cancelled` but
-// `cancelling`, and a new run of it waits. A runner that answers before it is
-// stopped changes nothing of that, nor does asking again.
+// A job that no sheep has is cancelled at once. If a sheep has it, the sheep
+// stops its runner first; until then the job is still `processing`, with
+// `cancelling`, and a new run of it waits. Neither an answer of the runner
+// in the meantime nor a repeated request changes that.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10092,12 +10063,12 @@ func (c *ClientWithResponses) CancelJobWithResponse(ctx context.Context, jobId J
 	return ParseCancelJobResponse(rsp)
 }
 
-// FollowJobWithResponse What happens to a job, as it happens
+// FollowJobWithResponse The events of a job
 //
-// Server-sent events of the job, from the oldest that is kept on. They end when
-// the job has ended; a client that comes back then with the last one's id is
-// answered 204. Beside the events that `GET /events` has there is `progress`,
-// without an id: how far the runner says it is, at most once a second.
+// Server-sent events of the job, beginning with the oldest one that is kept. The
+// stream ends with the job; a client that then reconnects with the last id is
+// answered 204. In addition to the events of `GET /events` there is `progress`,
+// without an id: the progress that the runner reports, at most once a second.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10110,9 +10081,9 @@ func (c *ClientWithResponses) FollowJobWithResponse(ctx context.Context, jobId J
 	return ParseFollowJobResponse(rsp)
 }
 
-// ExplainJobWithResponse Why a job waits, what it does, or why it failed, and what to do
+// ExplainJobWithResponse Why a job waits, what it is doing or why it failed, and what to do
 //
-// As plain text where the client accepts `text/plain`.
+// As plain text if the client accepts `text/plain`.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10129,7 +10100,7 @@ func (c *ClientWithResponses) ExplainJobWithResponse(ctx context.Context, jobId 
 //
 // `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 // `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-// `Range` asks for a part: one range of bytes; several at once answer with
+// `Range` selects a part: one range of bytes; for several ranges the answer is
 // the whole file.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10147,7 +10118,7 @@ func (c *ClientWithResponses) GetInputWithResponse(ctx context.Context, jobId Jo
 //
 // `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 // `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-// `Range` asks for a part: one range of bytes; several at once answer with
+// `Range` selects a part: one range of bytes; for several ranges the answer is
 // the whole file.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10161,7 +10132,7 @@ func (c *ClientWithResponses) GetInputFileWithResponse(ctx context.Context, jobI
 	return ParseGetInputFileResponse(rsp)
 }
 
-// ListInputsWithResponse The files that a job was submitted with
+// ListInputsWithResponse List a job's inputs
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10174,11 +10145,11 @@ func (c *ClientWithResponses) ListInputsWithResponse(ctx context.Context, jobId 
 	return ParseListInputsResponse(rsp)
 }
 
-// GetJobLogsWithResponse What runners wrote while they had a job
+// GetJobLogsWithResponse The output of a job's runners
 //
 // The output of the runners that had the job in its last run, one attempt
-// after the other, as far as it is kept; nothing while no runner has had it.
-// With `follow` the answer goes on until the job has ended.
+// after the other, as far as it is kept; empty before a runner has had it.
+// With `follow` the answer continues until the job has ended.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10191,7 +10162,7 @@ func (c *ClientWithResponses) GetJobLogsWithResponse(ctx context.Context, jobId 
 	return ParseGetJobLogsResponse(rsp)
 }
 
-// ListOutputsWithResponse The files that came out of a job
+// ListOutputsWithResponse List a job's outputs
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10204,13 +10175,12 @@ func (c *ClientWithResponses) ListOutputsWithResponse(ctx context.Context, jobId
 	return ParseListOutputsResponse(rsp)
 }
 
-// GetOutputsTarWithResponse All files that came out of a job, as a tar file
+// GetOutputsTarWithResponse All outputs of a job, as a tar file
 //
-// Written as it is read from storage; files are not compressed. A connection
-// that breaks off is the sign of an error in the middle. Backslashes in names, which
-// are separators on other systems, become underscores; where that is the name of
-// another file, `~` and 16 hexadecimal digits that are the file's own come before the
-// suffix.
+// Files are not compressed. If an error occurs in the middle, the connection is
+// aborted. Backslashes in names, which are separators on other systems, become
+// underscores; if another file has that name, `~` and 16 hexadecimal digits of the
+// file's own are inserted before the suffix.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10223,13 +10193,12 @@ func (c *ClientWithResponses) GetOutputsTarWithResponse(ctx context.Context, job
 	return ParseGetOutputsTarResponse(rsp)
 }
 
-// GetOutputsZipWithResponse All files that came out of a job, as a zip file
+// GetOutputsZipWithResponse All outputs of a job, as a zip file
 //
-// Written as it is read from storage; files are not compressed. A connection
-// that breaks off is the sign of an error in the middle. Backslashes in names, which
-// are separators on other systems, become underscores; where that is the name of
-// another file, `~` and 16 hexadecimal digits that are the file's own come before the
-// suffix.
+// Files are not compressed. If an error occurs in the middle, the connection is
+// aborted. Backslashes in names, which are separators on other systems, become
+// underscores; if another file has that name, `~` and 16 hexadecimal digits of the
+// file's own are inserted before the suffix.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10259,7 +10228,7 @@ func (c *ClientWithResponses) GetJobReadyWithResponse(ctx context.Context, jobId
 //
 // `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 // `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-// `Range` asks for a part: one range of bytes; several at once answer with
+// `Range` selects a part: one range of bytes; for several ranges the answer is
 // the whole file.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10277,7 +10246,7 @@ func (c *ClientWithResponses) GetResultWithResponse(ctx context.Context, jobId J
 //
 // `ETag` and `Last-Modified` serve conditional requests (`If-None-Match`,
 // `If-Match`, `If-Modified-Since`, `If-Unmodified-Since`, `If-Range`), and
-// `Range` asks for a part: one range of bytes; several at once answer with
+// `Range` selects a part: one range of bytes; for several ranges the answer is
 // the whole file.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10293,9 +10262,9 @@ func (c *ClientWithResponses) GetResultFileWithResponse(ctx context.Context, job
 
 // RetryJobWithResponse Run a job that has ended again
 //
-// A new run, with the job's inputs and what was asked for it; a `not_before` or
-// `deadline` that has passed is left out. What the last run has stored is
-// replaced at the end of the new one.
+// A new run, with the job's inputs and the fields of its submission; a
+// `not_before` or `deadline` that has passed is dropped. The outputs of the
+// last run are replaced at the end of the new one.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10308,7 +10277,7 @@ func (c *ClientWithResponses) RetryJobWithResponse(ctx context.Context, jobId Jo
 	return ParseRetryJobResponse(rsp)
 }
 
-// GetJobStatusWithResponse How a job is doing
+// GetJobStatusWithResponse The status of a job
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10323,11 +10292,11 @@ func (c *ClientWithResponses) GetJobStatusWithResponse(ctx context.Context, jobI
 
 // WaitForJobWithResponse Wait until a job has ended
 //
-// Answers with the job's status as soon as it has ended. With `timeout`,
-// answers after that time at the latest, with the status as it is then:
-// look whether it is final. Without, a 200 always means that the job has
-// ended; should the server's own upper bound pass first, the answer is a
-// 503 that asks to wait again.
+// Answers with the job's status as soon as it has ended. With `timeout` it
+// answers after that time at the latest, with the current status: check
+// whether it is final. Without, a 200 always means that the job has ended; if
+// the server's own upper bound (24 hours by default) expires first, the answer
+// is a 503: wait again.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10342,7 +10311,7 @@ func (c *ClientWithResponses) WaitForJobWithResponse(ctx context.Context, jobId 
 
 // GetMetricsWithResponse The daemon's metrics, for Prometheus
 //
-// In OpenMetrics where the client asks for it. docs/metrics.md describes each.
+// In the OpenMetrics format if the client accepts it. docs/metrics.md describes each metric.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10355,9 +10324,9 @@ func (c *ClientWithResponses) GetMetricsWithResponse(ctx context.Context, reqEdi
 	return ParseGetMetricsResponse(rsp)
 }
 
-// ListModelsWithResponse The models that are kept
+// ListModelsWithResponse The models on the disk
 //
-// Of a fleet those on the disks of all nodes that are up, a line for each node. A node
+// In a fleet those on the disks of all nodes that are up, one entry per node. A node
 // that does not answer is named in `unanswered`.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10371,17 +10340,16 @@ func (c *ClientWithResponses) ListModelsWithResponse(ctx context.Context, reqEdi
 	return ParseListModelsResponse(rsp)
 }
 
-// PullModelWithBodyWithResponse Fetch a model ahead of the jobs that want it
+// PullModelWithBodyWithResponse Fetch a model ahead of time
 //
-// Answers when the model is here. With `progress=true` the answer begins
-// at once and is a stream of JSON objects, one a line, that say how far it
-// is; the last has `success`, or `error` with what went wrong. A client
-// that leaves gives the pull up, unless a job wants the model, too; what
-// was fetched is kept for the next time.
+// Answers when the model is on the disk. With `progress=true` the answer begins
+// at once and is a stream of JSON objects, one per line, that report the progress;
+// the last one has `success` or `error`. The pull is cancelled if the client
+// disconnects, unless a job needs the model, too; what was fetched is kept.
 //
-// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
-// the same time, or those that have the sheep; which nodes it is not for, the progress says.
-// Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and may run the model (`models.nodes`) fetch it in
+// parallel, or those that have the sheep; the progress names the nodes that may not. If
+// it fails on some nodes, the others continue, and the error names those.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10394,17 +10362,16 @@ func (c *ClientWithResponses) PullModelWithBodyWithResponse(ctx context.Context,
 	return ParsePullModelResponse(rsp)
 }
 
-// PullModelWithResponse Fetch a model ahead of the jobs that want it
+// PullModelWithResponse Fetch a model ahead of time
 //
-// Answers when the model is here. With `progress=true` the answer begins
-// at once and is a stream of JSON objects, one a line, that say how far it
-// is; the last has `success`, or `error` with what went wrong. A client
-// that leaves gives the pull up, unless a job wants the model, too; what
-// was fetched is kept for the next time.
+// Answers when the model is on the disk. With `progress=true` the answer begins
+// at once and is a stream of JSON objects, one per line, that report the progress;
+// the last one has `success` or `error`. The pull is cancelled if the client
+// disconnects, unless a job needs the model, too; what was fetched is kept.
 //
-// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
-// the same time, or those that have the sheep; which nodes it is not for, the progress says.
-// Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and may run the model (`models.nodes`) fetch it in
+// parallel, or those that have the sheep; the progress names the nodes that may not. If
+// it fails on some nodes, the others continue, and the error names those.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10419,9 +10386,9 @@ func (c *ClientWithResponses) PullModelWithResponse(ctx context.Context, params 
 
 // RemoveModelWithResponse Remove a model
 //
-// A model that a sheep has loaded, or a job that has not ended needs, stays. In a fleet
-// it is removed from the disks of all nodes that are up; where some cannot, the others
-// do, and the error says which could not.
+// A model that a sheep has loaded, or that a job needs which has not ended, is not
+// removed. In a fleet it is removed from the disks of all nodes that are up; if that
+// fails on some, the others continue, and the error names those.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10436,8 +10403,8 @@ func (c *ClientWithResponses) RemoveModelWithResponse(ctx context.Context, model
 
 // ListNodesWithResponse The nodes of a fleet
 //
-// The nodes whose daemons share the ledger, those that are not up included until
-// they are forgotten.
+// The nodes that share the ledger, including those that are not up, until they are
+// forgotten.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10450,11 +10417,10 @@ func (c *ClientWithResponses) ListNodesWithResponse(ctx context.Context, reqEdit
 	return ParseListNodesResponse(rsp)
 }
 
-// ForgetNodeWithResponse Forget a node that is gone for good
+// ForgetNodeWithResponse Forget a node that will not return
 //
-// Removes a node that is not up. Jobs that it holds are taken by the others before,
-// for which the answer waits up to ten seconds. A node that was forgotten may join
-// again.
+// Removes a node that is not up. Its jobs go back to the queue first, for which the
+// answer waits up to ten seconds. A node that was forgotten may join again.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10467,7 +10433,7 @@ func (c *ClientWithResponses) ForgetNodeWithResponse(ctx context.Context, node N
 	return ParseForgetNodeResponse(rsp)
 }
 
-// DrainNodeWithResponse Have a node claim no more jobs
+// DrainNodeWithResponse Stop a node from claiming jobs
 //
 // The node claims no more jobs, also after a restart. It finishes those that it has,
 // and accepts jobs for the other nodes. Answers at once; `GET /nodes` shows when the
@@ -10484,7 +10450,7 @@ func (c *ClientWithResponses) DrainNodeWithResponse(ctx context.Context, node No
 	return ParseDrainNodeResponse(rsp)
 }
 
-// ResumeNodeWithResponse Have a node claim jobs again that was drained
+// ResumeNodeWithResponse Let a drained node claim jobs again
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10497,7 +10463,7 @@ func (c *ClientWithResponses) ResumeNodeWithResponse(ctx context.Context, node N
 	return ParseResumeNodeResponse(rsp)
 }
 
-// GetReadinessWithResponse Whether the daemon can take and run jobs
+// GetReadinessWithResponse Whether the daemon can accept and run jobs
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10525,7 +10491,7 @@ func (c *ClientWithResponses) SignOutWithResponse(ctx context.Context, reqEditor
 
 // GetSessionWithResponse Who the caller is
 //
-// Answers callers that are not known, too, with a name of null.
+// Also answers unknown callers, with a name of null.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10574,7 +10540,7 @@ func (c *ClientWithResponses) SignInWithResponse(ctx context.Context, body SignI
 	return ParseSignInResponse(rsp)
 }
 
-// ListSheepWithResponse Every sheep in more detail
+// ListSheepWithResponse Every sheep, in more detail
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10587,13 +10553,13 @@ func (c *ClientWithResponses) ListSheepWithResponse(ctx context.Context, reqEdit
 	return ParseListSheepResponse(rsp)
 }
 
-// DrainSheepWithResponse Have a sheep take no more jobs
+// DrainSheepWithResponse Stop a sheep from taking jobs
 //
 // The sheep finishes the job that it has, claims no more, and keeps the model
-// that it has loaded; what it has only prepared goes back to the queue. Jobs
-// that only it could run wait. It stays drained when the daemon is restarted or
-// reloads its configuration, until it is resumed. Answers at once; the sheep is
-// drained when `GET /sheep` shows no job.
+// that it has loaded; a job that it has only prepared goes back to the queue. Jobs
+// that only it could run wait. It stays drained across restarts and reloads of the
+// daemon, until it is resumed. Answers at once; the sheep is drained when
+// `GET /sheep` shows no job.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10606,11 +10572,11 @@ func (c *ClientWithResponses) DrainSheepWithResponse(ctx context.Context, sheepI
 	return ParseDrainSheepResponse(rsp)
 }
 
-// LoadSheepWithBodyWithResponse Have a sheep without a job load a model
+// LoadSheepWithBodyWithResponse Load a model in a sheep without a job
 //
-// In the place of the model that it has loaded. Answers when the model is
-// loaded, or cannot be; a client that leaves gives it up. A job of another model
-// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+// The model replaces the one that the sheep has loaded. Answers when it is loaded,
+// or cannot be. The load is cancelled if the client disconnects, and by a job of
+// another model; drain the sheep first to prevent that.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10623,11 +10589,11 @@ func (c *ClientWithResponses) LoadSheepWithBodyWithResponse(ctx context.Context,
 	return ParseLoadSheepResponse(rsp)
 }
 
-// LoadSheepWithResponse Have a sheep without a job load a model
+// LoadSheepWithResponse Load a model in a sheep without a job
 //
-// In the place of the model that it has loaded. Answers when the model is
-// loaded, or cannot be; a client that leaves gives it up. A job of another model
-// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+// The model replaces the one that the sheep has loaded. Answers when it is loaded,
+// or cannot be. The load is cancelled if the client disconnects, and by a job of
+// another model; drain the sheep first to prevent that.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10640,13 +10606,13 @@ func (c *ClientWithResponses) LoadSheepWithResponse(ctx context.Context, sheepId
 	return ParseLoadSheepResponse(rsp)
 }
 
-// GetSheepLogsWithResponse What a sheep's runners have written
+// GetSheepLogsWithResponse The output of a sheep's runners
 //
-// The output of the sheep's runners, earlier ones included, as far back as
-// it is kept. Where the sheep's standard output and error go to two files,
-// the one comes after the other, and what is written later as it comes.
-// With `follow` the answer goes on until the client leaves; rotation and
-// restarts of the runner do not end it.
+// The output of the sheep's runners, including earlier ones, as far as it is
+// kept. If the sheep's standard output and error are two files, one is sent after
+// the other, then new lines as they are written. With `follow` the answer
+// continues until the client disconnects, also across log rotation and restarts
+// of the runner.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10659,12 +10625,12 @@ func (c *ClientWithResponses) GetSheepLogsWithResponse(ctx context.Context, shee
 	return ParseGetSheepLogsResponse(rsp)
 }
 
-// RestartSheepWithResponse End a sheep's runner
+// RestartSheepWithResponse Restart a sheep's runner
 //
-// The job that the runner has goes back to the queue, unspent; with `drain` it
-// may finish for that long first. Answers when nothing of the runner is left;
-// the next job starts another. What troubled the sheep is forgotten. A sheep
-// that is drained stays so.
+// The running job goes back to the queue, and the attempt is not counted; with
+// `drain` the job may finish for that long first. Answers when nothing of the
+// runner is left; the next job starts a new one, and earlier faults of the sheep
+// no longer delay it. A drained sheep stays drained.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10679,7 +10645,7 @@ func (c *ClientWithResponses) RestartSheepWithResponse(ctx context.Context, shee
 
 // ResumeSheepWithResponse Let a sheep take jobs again
 //
-// Undoes `drain`, and lets a sheep work that was stopped on its machine.
+// Ends `drain`. It also resumes a sheep that was stopped on its machine.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10710,8 +10676,8 @@ func (c *ClientWithResponses) GetSpecWithResponse(ctx context.Context, reqEditor
 // With a payload, the payload becomes the job's only input,
 // `inputs/input`, and the id must be new. Without one (left out, null or
 // empty), the inputs must be in storage already; an id whose job has
-// ended is run again. Once this has answered, the job is not lost,
-// whatever happens to the daemon.
+// ended is run again. When the request is answered, the job is on disk: it
+// is not lost if the daemon is killed.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10729,8 +10695,8 @@ func (c *ClientWithResponses) StartJobWithBodyWithResponse(ctx context.Context, 
 // With a payload, the payload becomes the job's only input,
 // `inputs/input`, and the id must be new. Without one (left out, null or
 // empty), the inputs must be in storage already; an id whose job has
-// ended is run again. Once this has answered, the job is not lost,
-// whatever happens to the daemon.
+// ended is run again. When the request is answered, the job is on disk: it
+// is not lost if the daemon is killed.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10769,19 +10735,18 @@ func (c *ClientWithResponses) GetUIWithResponse(ctx context.Context, reqEditors 
 	return ParseGetUIResponse(rsp)
 }
 
-// CreateUploadWithBodyWithResponse Reserve a place for inputs that go straight to storage
+// CreateUploadWithBodyWithResponse Reserve a place for inputs that are uploaded straight to storage
 //
-// For large inputs. The answer has an address for each file, to which whoever has it
-// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
-// through the daemon; a large file has `parts`, each with an address of its own. Parts
-// and files may be sent at the same time, and again. Then the job is submitted with
-// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
-// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
-// same tenant alone.
+// For large inputs. The answer has an address for each file: one `PUT` of exactly
+// `size` bytes to it stores the file, without credentials and not through the daemon.
+// A large file has `parts`, each with its own address. Files and parts may be sent in
+// parallel and repeatedly. Then submit the job with `POST /jobs`, `POST /groups` or
+// `POST /start-job`, with this `job_id` and without inputs in the request; only callers
+// of the same tenant can.
 //
-// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
-// addresses were last asked for). A 409 says that clients cannot reach the storage, and
-// what to configure; the files then come with `POST /jobs`.
+// An upload that is not submitted is removed after `expires_at` (`storage.keep_uploads`
+// after the last request for addresses). If clients cannot reach the storage the answer
+// is a 409 that says what to configure; send the files with `POST /jobs` instead.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10794,19 +10759,18 @@ func (c *ClientWithResponses) CreateUploadWithBodyWithResponse(ctx context.Conte
 	return ParseCreateUploadResponse(rsp)
 }
 
-// CreateUploadWithResponse Reserve a place for inputs that go straight to storage
+// CreateUploadWithResponse Reserve a place for inputs that are uploaded straight to storage
 //
-// For large inputs. The answer has an address for each file, to which whoever has it
-// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
-// through the daemon; a large file has `parts`, each with an address of its own. Parts
-// and files may be sent at the same time, and again. Then the job is submitted with
-// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
-// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
-// same tenant alone.
+// For large inputs. The answer has an address for each file: one `PUT` of exactly
+// `size` bytes to it stores the file, without credentials and not through the daemon.
+// A large file has `parts`, each with its own address. Files and parts may be sent in
+// parallel and repeatedly. Then submit the job with `POST /jobs`, `POST /groups` or
+// `POST /start-job`, with this `job_id` and without inputs in the request; only callers
+// of the same tenant can.
 //
-// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
-// addresses were last asked for). A 409 says that clients cannot reach the storage, and
-// what to configure; the files then come with `POST /jobs`.
+// An upload that is not submitted is removed after `expires_at` (`storage.keep_uploads`
+// after the last request for addresses). If clients cannot reach the storage the answer
+// is a 409 that says what to configure; send the files with `POST /jobs` instead.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10819,10 +10783,10 @@ func (c *ClientWithResponses) CreateUploadWithResponse(ctx context.Context, body
 	return ParseCreateUploadResponse(rsp)
 }
 
-// RemoveUploadWithResponse Give an upload up, with all that was put into storage
+// RemoveUploadWithResponse Remove an upload with its files
 //
-// The id can be used again then. Where storage fails meanwhile the answer is a 503,
-// and where it takes longer than half a minute a 202: the removal goes on by itself.
+// Then the id can be used again. If storage fails meanwhile the answer is a 503, if the
+// removal takes longer than half a minute a 202: it continues in the background.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10835,11 +10799,11 @@ func (c *ClientWithResponses) RemoveUploadWithResponse(ctx context.Context, jobI
 	return ParseRemoveUploadResponse(rsp)
 }
 
-// RenewUploadWithBodyWithResponse New addresses for what is missing of an upload
+// RenewUploadWithBodyWithResponse New addresses for the missing files of an upload
 //
-// For an upload that was broken off, or whose addresses are no longer valid. What is
-// in storage already is `stored`, or not among the `parts`. The upload is kept for
-// longer by that.
+// For an upload that was interrupted, or whose addresses have expired. A file that is
+// in storage is `stored`; a part that is in storage is not among the `parts`. The
+// request prolongs the time that the upload is kept.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10852,11 +10816,11 @@ func (c *ClientWithResponses) RenewUploadWithBodyWithResponse(ctx context.Contex
 	return ParseRenewUploadResponse(rsp)
 }
 
-// RenewUploadWithResponse New addresses for what is missing of an upload
+// RenewUploadWithResponse New addresses for the missing files of an upload
 //
-// For an upload that was broken off, or whose addresses are no longer valid. What is
-// in storage already is `stored`, or not among the `parts`. The upload is kept for
-// longer by that.
+// For an upload that was interrupted, or whose addresses have expired. A file that is
+// in storage is `stored`; a part that is in storage is not among the `parts`. The
+// request prolongs the time that the upload is kept.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10869,10 +10833,10 @@ func (c *ClientWithResponses) RenewUploadWithResponse(ctx context.Context, jobId
 	return ParseRenewUploadResponse(rsp)
 }
 
-// CompleteUploadWithResponse See that all files of an upload are there
+// CompleteUploadWithResponse Check that an upload is complete
 //
-// Makes files of their parts. It may be called again. Submitting the job does the
-// same, so this is for who wants to know before.
+// Joins the parts of files. It may be repeated, and is optional: submitting the job
+// does the same.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10885,7 +10849,7 @@ func (c *ClientWithResponses) CompleteUploadWithResponse(ctx context.Context, jo
 	return ParseCompleteUploadResponse(rsp)
 }
 
-// GetVersionWithResponse Which shepherd this is
+// GetVersionWithResponse The daemon's version
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10900,7 +10864,7 @@ func (c *ClientWithResponses) GetVersionWithResponse(ctx context.Context, reqEdi
 
 // ListMessagesWithResponse Messages for receivers of webhooks, the newest first
 //
-// What was sent, is being tried or was given up, for a week after that at most.
+// Messages that wait, were delivered or were given up, for at most a week after that.
 // A tenant sees the messages to the receivers that its own jobs name, and those
 // to receivers that are configured for it.
 //
@@ -10917,8 +10881,8 @@ func (c *ClientWithResponses) ListMessagesWithResponse(ctx context.Context, para
 
 // RedeliverMessageWithResponse Send a message again
 //
-// The same message, with the same id, at once and then for a day. Of a message
-// that waits for an earlier one about its job nothing is changed.
+// Sends the same message, with the same id, at once, and tries again for a day. It has
+// no effect on a message that waits for an earlier one about its job.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10931,7 +10895,7 @@ func (c *ClientWithResponses) RedeliverMessageWithResponse(ctx context.Context, 
 	return ParseRedeliverMessageResponse(rsp)
 }
 
-// GetWebhookSecretWithResponse What messages are signed with for the receivers that your jobs name
+// GetWebhookSecretWithResponse The secret that signs messages to the receivers that your jobs name
 //
 // The secret of the caller's tenant, in the form that the libraries of
 // Standard Webhooks take.

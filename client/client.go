@@ -2,11 +2,10 @@
 // generated from api/openapi.yaml: [New] returns a [ClientWithResponses], whose
 // methods have the names of the contract's operations.
 //
-// An answer that is no success is returned as a [*StatusError], and a daemon that
-// cannot be reached as an [*UnreachableError]; so JSON200 of a response is set
-// wherever the contract has one and the error is nil, unless something else than a
-// daemon has answered. The package builds on every system that Go knows; it needs
-// nothing of the machine's.
+// An answer that is not a success is returned as a [*StatusError], and a daemon that
+// cannot be reached as an [*UnreachableError]. So if the error is nil, JSON200 of a
+// response is set wherever the contract has one, unless the server is not a daemon.
+// The package builds on every system that Go supports.
 package client
 
 import (

@@ -5,7 +5,7 @@ import "strings"
 // retired are keys that had an effect in earlier versions, with what to do about
 // them. A file that has them is read as if it had not.
 var retired = map[string]string{
-	"scheduling.max_overtakes": "has no effect any more and can be removed; scheduling.max_turn bounds how long a sheep goes on with the model that it has loaded",
+	"scheduling.max_overtakes": "has no effect any more and can be removed; scheduling.max_turn bounds how long a sheep stays with the model that it has loaded",
 }
 
 // retire takes retired keys out of the tree and returns a warning for each.

@@ -190,9 +190,9 @@ func (ch *checker) types(types map[string]CheckSheep) {
 		case n == nil:
 			ch.wrong(s.section, path, requiredKey+"; %s", suggest("", known))
 		case !ch.problems.cover(n, path) && n.referred:
-			ch.wrong(n, path, "%s is no known type of sheep; %s", n.shown(), suggest("", known))
+			ch.wrong(n, path, "%s is not a type of sheep; %s", n.shown(), suggest("", known))
 		case !ch.problems.cover(n, path):
-			ch.wrong(n, path, "%s is no known type of sheep; %s", n.shown(), suggest(s.Type, known))
+			ch.wrong(n, path, "%s is not a type of sheep; %s", n.shown(), suggest(s.Type, known))
 		}
 	}
 }

@@ -90,7 +90,7 @@ func checkWebhooks(r *report, w *Webhooks) {
 		}
 		for _, text := range to.Events {
 			if !slices.Contains(known, text) {
-				wrong("events", fmt.Sprintf("%q is no event that is sent; expected some of %s", text, strings.Join(known, ", ")))
+				wrong("events", fmt.Sprintf("%q is not an event that can be sent; expected some of %s", text, strings.Join(known, ", ")))
 			}
 		}
 	}

@@ -72,10 +72,10 @@ func digestOf(t config.Token) (access.Digest, error) {
 	}
 	token := strings.TrimSpace(line)
 	if len(token) < shortestToken {
-		return access.Digest{}, fmt.Errorf("the first line of %s is shorter than %d characters: a token that can be guessed lets everyone in; make one with `shepherdd token new`", t.TokenFile, shortestToken)
+		return access.Digest{}, fmt.Errorf("the first line of %s is shorter than %d characters: a token that can be guessed lets everyone in; create one with `shepherdd token new`", t.TokenFile, shortestToken)
 	}
 	if !access.ValidToken(token) {
-		return access.Digest{}, fmt.Errorf("the first line of %s is no token: an Authorization header carries letters, digits and -._~+/= only; make one with `shepherdd token new`", t.TokenFile)
+		return access.Digest{}, fmt.Errorf("the first line of %s is not a token: an Authorization header carries letters, digits and -._~+/= only; create one with `shepherdd token new`", t.TokenFile)
 	}
 	return access.DigestOf(token), nil
 }

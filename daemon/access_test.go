@@ -23,7 +23,7 @@ func TestTokenFile(t *testing.T) {
 	for text, want := range map[string]string{
 		token: "", token + "\n": "", "  " + token + "\r\nmore\n": "",
 		"": "shorter than", "short\n": "shorter than", "\n" + token: "shorter than",
-		strings.Repeat("a b", 20): "no token", strings.Repeat("ä", 40): "no token", strings.Repeat("a", 5000): "no token", strings.Repeat("a:", 40): "no token",
+		strings.Repeat("a b", 20): "not a token", strings.Repeat("ä", 40): "not a token", strings.Repeat("a", 5000): "not a token", strings.Repeat("a:", 40): "not a token",
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -123,7 +123,7 @@ func openFleet(cfg *config.Config, node string, l keptLedger, log *slog.Logger, 
 	}
 	if cfg.Fleet.SecretFile != "" {
 		if secret, err = firstLine(cfg.Fleet.SecretFile); err != nil {
-			return nil, "", fmt.Errorf("fleet.secret_file: %w; put the same secret there on all nodes, readable for the daemon alone (openssl rand -hex 32)", err)
+			return nil, "", fmt.Errorf("fleet.secret_file: %w; put the same secret there on all nodes, readable only by the daemon (openssl rand -hex 32)", err)
 		}
 	}
 	trusted, err := fleetTLS(cfg)

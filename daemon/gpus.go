@@ -244,7 +244,7 @@ func (g *gpus) keep(counted map[string][]string) {
 		err = durable.WriteFile(g.kept, append(text, '\n'), 0o600)
 	}
 	if err != nil {
-		g.log.Warn("Cannot keep which GPUs were given to sheep by count; after a restart of the daemon they may get others", "error", err)
+		g.log.Warn("Cannot record which GPUs were given to sheep by count; after a restart of the daemon they may get others", "error", err)
 	}
 }
 

@@ -316,7 +316,7 @@ func groupID(name string) (*uint32, error) {
 	}
 	n, err := strconv.ParseUint(text, 10, 32)
 	if err != nil {
-		return nil, fmt.Errorf("there is no group %q on this machine: make it (groupadd --system %s), or set api.socket_group to another", name, name)
+		return nil, fmt.Errorf("there is no group %q on this machine: create it (groupadd --system %s), or set api.socket_group to another", name, name)
 	}
 	id := uint32(n)
 	return &id, nil

@@ -124,7 +124,7 @@ func Migrate(ctx context.Context, from, to *config.Config, logTo io.Writer) (int
 	}
 	moved, err := archive.Copy(ctx, target.ledger, source.ledger)
 	if err != nil && moved > 0 {
-		return moved, fmt.Errorf("%d jobs were entered in %s before: %s before you try again: %w", moved, ledgerName(to), howToEmpty(to), err)
+		return moved, fmt.Errorf("%d jobs are in %s already: %s before you try again: %w", moved, ledgerName(to), howToEmpty(to), err)
 	}
 	return moved, err
 }

@@ -104,7 +104,7 @@ func DatabaseConfig(cfg *config.Config) postgres.Config {
 		c.Password = func() (string, error) {
 			password, err := firstLine(l.PasswordFile)
 			if err != nil {
-				return "", fmt.Errorf("ledger.password_file: %w; put the password there, readable for the daemon alone: %w", err, errdefs.ErrFailedPrecondition)
+				return "", fmt.Errorf("ledger.password_file: %w; put the password there, readable only by the daemon: %w", err, errdefs.ErrFailedPrecondition)
 			}
 			return password, nil
 		}
@@ -180,7 +180,7 @@ func StorageKeys(c config.Storage) (access, secret string, err error) {
 		return c.AccessKey, c.SecretKey.Reveal(), nil
 	}
 	if secret, err = firstLine(c.SecretKeyFile); err != nil {
-		return "", "", fmt.Errorf("storage.secret_key_file: %w; put the key there, readable for the daemon alone", err)
+		return "", "", fmt.Errorf("storage.secret_key_file: %w; put the key there, readable only by the daemon", err)
 	}
 	return c.AccessKey, secret, nil
 }

@@ -40,7 +40,7 @@ func uploadsOf(c config.Storage, address string, l ledger.Uploads) (shepherd.Upl
 		}
 		signer, err := signerAt(c, "http://"+net.JoinHostPort(reached, port), access, secret)
 		if err != nil {
-			return nil, &job.NoUploads{Problem: fmt.Sprintf("The name %q, by which shepherd was asked, makes no address of the embedded storage: set storage.public_url", reached)}
+			return nil, &job.NoUploads{Problem: fmt.Sprintf("The host name %q of the request cannot be that of the embedded storage: set storage.public_url", reached)}
 		}
 		return signer, nil
 	}
@@ -63,7 +63,7 @@ func embeddedHost(listens, host string) (string, error) {
 		if isLoopback(host) {
 			return host, nil
 		}
-		return "", &job.NoUploads{Problem: fmt.Sprintf("Clients on other machines cannot reach the embedded storage, which listens on %s: set storage.listen to an address that they reach, or storage.public_url to that of a proxy before it", listens)}
+		return "", &job.NoUploads{Problem: fmt.Sprintf("Clients on other machines cannot reach the embedded storage, which listens on %s: set storage.listen to an address that they reach, or storage.public_url to that of a proxy in front of it", listens)}
 	case at.IsUnspecified():
 		if host == "" {
 			return "127.0.0.1", nil

@@ -1,4 +1,4 @@
-// Package docs holds the documents that the programs carry.
+// Package docs embeds the documents that the programs contain.
 package docs
 
 import (

@@ -85,7 +85,7 @@ func Handler(local Local, secret string, next http.Handler, log *slog.Logger) ht
 func (h *handler) answer(w http.ResponseWriter, r *http.Request, value any) {
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(value); err != nil && r.Context().Err() == nil {
-		h.log.Debug("Another node cannot be answered", "path", r.URL.Path, "error", err)
+		h.log.Debug("Cannot answer another node", "path", r.URL.Path, "error", err)
 	}
 }
 
@@ -126,7 +126,7 @@ func (h *handler) outcomeOf(r *http.Request, err error) outcome {
 	refused, ok := refusalOf(err)
 	if !ok {
 		if r.Context().Err() == nil {
-			h.log.Error("An order of another node fails", "path", r.URL.Path, "error", err)
+			h.log.Error("An order of another node failed", "path", r.URL.Path, "error", err)
 		}
 		refused = refusal{Code: codeFault}
 	}
@@ -217,7 +217,7 @@ func (h *handler) serveLog(w http.ResponseWriter, r *http.Request, open func(job
 			return
 		default: // the reader must not mistake it for the end
 			if r.Context().Err() == nil {
-				h.log.Error("A log that another node reads is broken off", "path", r.URL.Path, "error", err)
+				h.log.Error("The transfer of a log to another node was interrupted", "path", r.URL.Path, "error", err)
 			}
 			panic(http.ErrAbortHandler)
 		}
@@ -233,7 +233,7 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	if r.Context().Err() == nil {
-		h.log.Error("A request of another node fails", "path", r.URL.Path, "error", err)
+		h.log.Error("A request of another node failed", "path", r.URL.Path, "error", err)
 	}
 	w.WriteHeader(http.StatusInternalServerError)
 }

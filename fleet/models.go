@@ -138,7 +138,7 @@ func (v *View) placed(ctx context.Context, m job.Model) (nodes []string, leftOut
 	case why == nil:
 		return nodes, "", nil
 	case len(nodes) == 0:
-		return nil, "", &job.ModelError{Problem: fmt.Sprintf("%v, which no node has that is up; a node that is named fetches it all the same", why), Class: errdefs.ErrFailedPrecondition}
+		return nil, "", &job.ModelError{Problem: fmt.Sprintf("%v, which no node that is up has; name a node to fetch it there anyway", why), Class: errdefs.ErrFailedPrecondition}
 	}
 	return nodes, fmt.Sprintf("left out: %s; %v", strings.Join(others, ", "), why), nil
 }
@@ -266,7 +266,7 @@ func (v *View) problemOf(node string, err error) string {
 	case errors.As(err, &unknown):
 		return err.Error()
 	}
-	v.fleet.log.Error("A node cannot do with its models what it was asked for", "node", node, "error", err)
+	v.fleet.log.Error("A node cannot fulfil a request about its models", "node", node, "error", err)
 	return "could not do it; its log says why"
 }
 

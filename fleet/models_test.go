@@ -83,7 +83,7 @@ func TestPullPlaced(t *testing.T) {
 	}
 	err := v.PullModel(t.Context(), job.PullOrder{Model: job.Model{Name: "huge"}}, tell)
 	var refused *job.ModelError
-	if !errors.As(err, &refused) || !errdefs.IsFailedPrecondition(refused.Class) || !strings.Contains(refused.Problem, "for others, which no node has") || a.took()+b.took() != "" {
+	if !errors.As(err, &refused) || !errdefs.IsFailedPrecondition(refused.Class) || !strings.Contains(refused.Problem, "for others, which no node that is up has") || a.took()+b.took() != "" {
 		t.Errorf("a model that is for no node that is up: %v", err)
 	}
 }

@@ -21,7 +21,7 @@ type Labels map[string]string
 // Validate returns an *Invalid that names the first label that exceeds a limit.
 func (l Labels) Validate() error {
 	if len(l) > MaxLabels {
-		return &Invalid{Field: "labels", Problem: fmt.Sprintf("there are %d, at most %d are kept", len(l), MaxLabels)}
+		return &Invalid{Field: "labels", Problem: fmt.Sprintf("there are %d, at most %d are allowed", len(l), MaxLabels)}
 	}
 	for key, value := range l {
 		if err := ValidateLabel(key, value); err != nil {
@@ -44,7 +44,7 @@ func ValidateLabel(key, value string) error {
 		}
 	}
 	if len(value) > MaxLabelValue {
-		return fmt.Errorf("the value of %s has %d bytes, at most %d are kept", key, len(value), MaxLabelValue)
+		return fmt.Errorf("the value of %s has %d bytes, at most %d are allowed", key, len(value), MaxLabelValue)
 	}
 	if !utf8.ValidString(value) {
 		return fmt.Errorf("the value of %s is not valid UTF-8", key)

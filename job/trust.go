@@ -37,7 +37,7 @@ func (e *Untrusted) Error() string { return fmt.Sprintf("Model `%s` %s", e.Model
 func ParseRule(s string) (Rule, error) {
 	name, digest, pinned := strings.Cut(s, "@")
 	if pinned && !isDigest(digest) {
-		return Rule{}, errors.New("what follows @ is no digest; expected sha256: and 64 hexadecimal digits in lower case")
+		return Rule{}, errors.New("what follows @ is not a digest; expected sha256: and 64 hexadecimal digits in lower case")
 	}
 	if !utf8.ValidString(name) {
 		return Rule{}, errors.New("is not UTF-8")

@@ -32,7 +32,7 @@ func NewWebhook(address string, events []EventKind) (Webhook, error) {
 	names := make([]string, 0, len(events))
 	for _, kind := range events {
 		if !slices.Contains(WebhookEvents(), kind) {
-			return Webhook{}, &Invalid{Field: "webhook", Problem: fmt.Sprintf("%q is no event that is sent; these are: %s", string(kind), joinKinds(WebhookEvents()))}
+			return Webhook{}, &Invalid{Field: "webhook", Problem: fmt.Sprintf("%q is not an event that can be sent; expected some of %s", string(kind), joinKinds(WebhookEvents()))}
 		}
 		names = append(names, string(kind))
 	}

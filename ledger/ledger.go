@@ -1,6 +1,6 @@
 // Package ledger is the durable record of every job: what was acknowledged to
-// a client is in the ledger, and the ledger is the truth about a job for as
-// long as it holds its record.
+// a client is in the ledger, and the ledger is authoritative for a job as long
+// as it keeps the job's record.
 //
 // # Terms
 //
@@ -8,8 +8,8 @@
 // is alive; a slot is one sheep of one node. A record is queued until a slot
 // claims it. A claim begins an attempt and gives its holder a token. Every later
 // change of the claimed record needs that token: a holder that lost its claim
-// gets ErrFenced and can change the job no more. Tokens only grow; a token is
-// never given out twice.
+// gets ErrFenced and cannot change the job any more. Tokens only grow; no token
+// is used twice.
 //
 // A claim is made ahead or to run. A job claimed ahead is held, but stays queued
 // to everyone outside: its holder only prepares it. Start turns such a claim
@@ -30,47 +30,46 @@
 // # Attempts
 //
 // An attempt ends by Finish or Release, with a cause, and stays with the job's
-// record for as long as that is kept; of a job with very many, the last ones do
+// record as long as that is kept; of very many attempts only the last are kept
 // (see each implementation's Config). It is spent or not: Record.Spent counts
-// those of the run that were. What that means for the job is the caller's to
-// decide; the ledger only counts.
+// the spent ones of the run. What that means for the job is the caller's
+// decision; the ledger only counts.
 //
 // # Times
 //
 // A job with a NotBefore in the future is queued and cannot be claimed; when the
-// time has come the ledger makes it claimable by itself and records an event of
-// kind due. A job that nobody holds when its WaitUntil or its Deadline passes
-// fails by the ledger's own doing; one that is held is its holder's, until it is
-// released. WaitUntil counts only until the first start of the run, which sets it
-// to zero. Times within one record never go back, whatever the clock does.
+// time has come the ledger itself makes it claimable and records an event of
+// kind due. If nobody holds a job when its WaitUntil or its Deadline passes, the
+// ledger fails it; if it is held, that is up to its holder until it is released.
+// WaitUntil counts only until the first start of the run, which sets it to zero.
+// Times within one record never go back, even if the clock does.
 //
 // # After
 //
 // A job may be after others, whose outputs it needs (Record.After). It is queued and
 // cannot be claimed while one of them is not done: it is Blocked. When the last of them
-// is done the ledger makes it claimable by itself, soon, and records an event of kind
-// due, unless it waits for a time as well. When one of them fails or is cancelled, it
+// is done the ledger itself makes it claimable, soon, and records an event of kind
+// due, unless it also waits for a time. When one of them fails or is cancelled, it
 // fails with job.CauseAfter. As long as a job has not ended, those that it is after stay
 // as they are once they are done: they have no new run, their files are not removed, and
 // their records do not expire.
 //
 // # Cancel
 //
-// Cancel of a job that nobody holds ends it. Of one that is held it is a
-// request: the record says Cancelling, an event of kind cancel is recorded, and
-// the job goes on being held until its holder ends it. A job that is Cancelling
-// ends as cancelled, whether it is released or finished and with whatever outcome:
-// a cancel that was answered is kept. No new run begins before.
+// Cancel ends a job that nobody holds. For a job that is held it is a request:
+// the record says Cancelling, an event of kind cancel is recorded, and the job
+// stays held until its holder ends it. A job that is Cancelling ends as
+// cancelled, whether it is released or finished and with any outcome: an
+// acknowledged cancel takes effect. No new run begins before.
 //
 // # Events
 //
 // Every change of a job records an event, in the same transaction. Events are
 // read in the order of their cursors; an event never appears before one that was
 // read already. They are kept for a bounded time and number. A claim to run
-// records started alone, one ahead records claimed and, by Start, started. Who wants to
-// see what happened last, and what happens then, reads the newest events and goes on
-// with the cursor that comes with them: nothing is left out between, and nothing comes
-// twice.
+// records only started; a claim ahead records claimed and, by Start, started. To see
+// the last events and then the new ones, read the newest events and continue with the
+// cursor that is returned with them: no event is missed or repeated.
 //
 // # Promises
 //

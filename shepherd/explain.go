@@ -120,7 +120,7 @@ func (l *lane) eligibility(rec job.Record, whole bool) eligibility {
 	}
 	switch admission := l.share.admission(); {
 	case l.state.isStopped():
-		st.now = "it was told to stop; `shepherdd sheep resume " + l.Name + "` lets it go on"
+		st.now = "it was told to stop; `shepherdd sheep resume " + l.Name + "` lets it take jobs again"
 	case l.state.isDrained():
 		st.now = "it was told to take no more jobs; `shepherdd sheep resume " + l.Name + "` lets it take them again"
 	case admission == job.NoJobs || admission == job.OwnJobs && !named(rec.Sheep):
@@ -292,7 +292,7 @@ func explainWaiting(v job.View, sheep []eligibility, by bounds) job.Explanation 
 		e.Reasons = append(e.Reasons, by.shareReason(v.Tenant))
 	}
 	if v.Position > 0 && ready > 0 && free < v.Position {
-		e.Reasons = append(e.Reasons, "Jobs go by priority, then by the model that a sheep has loaded, then by age; a sheep goes on with one model for a limited time only.")
+		e.Reasons = append(e.Reasons, "Jobs go by priority, then by the model that a sheep has loaded, then by age; a sheep stays with one model for a limited time only.")
 	}
 	if last, ok := lastAttempt(v); ok && last.Cause != job.CauseHandedBack && last.Cause != job.CauseTakenOver {
 		e.Reasons = append(e.Reasons, attemptReasons(v)...)

@@ -58,7 +58,7 @@ func (d *drains) set(l *lane, drained bool) (changed bool, err error) {
 	}
 	if d.keep != nil {
 		if err := d.keep(slices.Sorted(maps.Keys(names))); err != nil {
-			return false, fmt.Errorf("keep which sheep are drained: %w", err)
+			return false, fmt.Errorf("record which sheep are drained: %w", err)
 		}
 	}
 	d.names = names

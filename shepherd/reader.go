@@ -32,7 +32,7 @@ func (r *reader) Owner(ctx context.Context, id job.ID) (string, error) {
 	case err == nil:
 		return rec.Tenant, nil
 	case !errors.Is(err, ledger.ErrNotFound): // what it would say is not known
-		return "", serviceError("ledger", fmt.Errorf("read whose job %s is: %w", id, err))
+		return "", serviceError("ledger", fmt.Errorf("read the tenant of job %s: %w", id, err))
 	}
 	_, err = r.Job(ctx, id)
 	return "", err

@@ -89,7 +89,7 @@ func TestRebuild(t *testing.T) {
 		if counts != want || strings.Join(queued, ", ") != list {
 			t.Errorf("dry=%v: %+v, queued %q; want %+v, %q", dry, counts, queued, want, list)
 		}
-		if len(trouble) != 2 || !strings.Contains(trouble["unknown"], "submit it again") || !strings.Contains(trouble["torn"], "is no job's status") {
+		if len(trouble) != 2 || !strings.Contains(trouble["unknown"], "submit it again") || !strings.Contains(trouble["torn"], "is not the status of a job") {
 			t.Errorf("dry=%v: refused %q", dry, trouble)
 		}
 	}

@@ -317,7 +317,7 @@ func (r *remover) finish(ctx context.Context, id job.ID) error {
 func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	r := s.remover
 	if r.cfg.Ledger == nil {
-		return fmt.Errorf("remove job %s: this ledger keeps jobs for ever: %w", id, errdefs.ErrNotImplemented)
+		return fmt.Errorf("remove job %s: this ledger never removes jobs: %w", id, errdefs.ErrNotImplemented)
 	}
 	done, ok := r.take(id)
 	if !ok {
@@ -355,7 +355,7 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 		return job.ErrRemovalContinues
 	}
 	if err != nil {
-		return fmt.Errorf("remove job %s, which goes on by itself: %w", id, err)
+		return fmt.Errorf("remove job %s, which continues in the background: %w", id, err)
 	}
 	s.log.Info("Job removed", "job", id)
 	return nil

@@ -102,7 +102,7 @@ func (up *uploads) BeginUpload(ctx context.Context, r job.UploadRequest) (job.Up
 // signer returns the signer of URLs for a client.
 func (up *uploads) signer(host string) (storage.Signer, error) {
 	if up.cfg.Uploads.Ledger == nil || up.cfg.Uploads.Signer == nil {
-		return nil, &job.NoUploads{Problem: "This shepherd takes no uploads straight to storage"}
+		return nil, &job.NoUploads{Problem: "This daemon does not support uploads straight to storage"}
 	}
 	return up.cfg.Uploads.Signer(host)
 }
@@ -337,7 +337,7 @@ func (up *uploads) GiveUpUpload(ctx context.Context, id job.ID, tenant string) e
 		return job.ErrRemovalContinues
 	}
 	if err != nil {
-		return fmt.Errorf("remove the upload of job %s, which goes on by itself: %w", id, err)
+		return fmt.Errorf("remove the upload of job %s, which continues in the background: %w", id, err)
 	}
 	up.log.Info("Upload given up", "job", id)
 	return nil

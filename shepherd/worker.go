@@ -198,7 +198,7 @@ func (w *worker) process(feed, work context.Context, a *attempt) (left bool) {
 func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (left bool) {
 	end, left := w.watched(work, a, run)
 	if left {
-		w.lane.log.Info("Job goes on while the daemon is away", "job", a.ID)
+		w.lane.log.Info("Job continues while the daemon is down", "job", a.ID)
 		a.yield()
 		w.lane.concluder.leave(a)
 		return true

@@ -40,7 +40,7 @@ func ReadStatus(r io.Reader) (job.Status, error) {
 	}
 	var status job.Status
 	if err := json.Unmarshal(data, &status); err != nil {
-		return job.Status{}, fmt.Errorf("%s is no job's status: %w: %w", job.StatusFile, err, errdefs.ErrDataLoss)
+		return job.Status{}, fmt.Errorf("%s is not the status of a job: %w: %w", job.StatusFile, err, errdefs.ErrDataLoss)
 	}
 	return status, nil
 }

@@ -15,10 +15,10 @@
 //
 // # Working directories
 //
-// A runner is a stranger with write access to its job's working directory, and
-// may still be at work in it. Stage and Collect are given the directory as an
-// os.Root: what they read, write or remove there they reach through it, follow
-// no link while they write, and open nothing that could block them.
+// A runner is not trusted, has write access to its job's working directory, and
+// may still be using it. Stage and Collect get the directory as an os.Root: they
+// read, write and remove only through it, follow no link while they write, and
+// open nothing that could block them.
 //
 // Collect uploads regular files. A symbolic link that leads to a regular file
 // or a directory within outputs/ is stored as what it points to, under the
@@ -28,25 +28,25 @@
 // while it is read. A file that goes away meanwhile is left out; one that changes
 // while it is sent may be an error of class errdefs.ErrUnavailable.
 //
-// What the runner made and nothing can be stored of is the job's failure: a name
-// that storage cannot take, a file without read permission, one larger than MaxFile
-// or than the storage's whole disk, an outputs that is no directory are errors of
-// class errdefs.ErrInvalidArgument without ErrWorkDir.
+// Outputs that cannot be stored are the job's failure: a name that storage does not
+// allow, a file without read permission, a file larger than MaxFile or than the
+// storage's whole disk, and an outputs that is not a directory are errors of class
+// errdefs.ErrInvalidArgument without ErrWorkDir.
 //
 // # Errors
 //
-// Every implementation tries again by itself, with backoff and within the
-// context, what may succeed on another try; what it returns is of one class:
+// Every implementation retries what may succeed on another try, with backoff and
+// within the context; the errors that it returns have one of these classes:
 //
 //	errdefs.ErrNotFound          the place or the file is not there
 //	errdefs.ErrAlreadyExists     the place is taken
 //	errdefs.ErrPermissionDenied  the credentials are refused
 //	errdefs.ErrInvalidArgument   the id or name can never work here
-//	errdefs.ErrOutOfRange        the asked range lies outside the file
-//	errdefs.ErrResourceExhausted no space, here or there
-//	errdefs.ErrUnavailable       not reachable, or overloaded, in spite of trying
-//	errdefs.ErrDataLoss          what is stored cannot be read as what it should be
-//	context errors               as they are
+//	errdefs.ErrOutOfRange        the requested range lies outside the file
+//	errdefs.ErrResourceExhausted no space, here or in storage
+//	errdefs.ErrUnavailable       not reachable, or overloaded, after all retries
+//	errdefs.ErrDataLoss          a stored file is damaged
+//	context errors               unchanged
 //
 // With ErrWorkDir the class is the directory's: errdefs.ErrResourceExhausted when
 // space, quota, inodes or file descriptors are used up, errdefs.ErrPermissionDenied

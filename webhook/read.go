@@ -214,7 +214,7 @@ func (r *reader) run(ctx context.Context) {
 			break
 		}
 		if err != nil {
-			r.cfg.Log.Error("Events for a webhook cannot be read; it is tried again", "consumer", r.name, "error", err)
+			r.cfg.Log.Error("Cannot read the events for a receiver of webhooks; retrying", "consumer", r.name, "error", err)
 			if !pause(ctx, rest) {
 				break
 			}
@@ -258,7 +258,7 @@ func (r *reader) follow(ctx context.Context) error {
 		events, next, err := r.cfg.Ledger.Events(ctx, r.at, ledger.EventFilter{Tenant: r.tenant}, eventBatch)
 		if errors.Is(err, ledger.ErrEventsGone) {
 			if next, err = r.cfg.Ledger.Now(ctx); err == nil {
-				r.cfg.Log.Error("Events are no longer kept of which a webhook's receiver was not told; it is told of those from now on. Keep events for longer (ledger.event_keep, ledger.event_number)", "consumer", r.name)
+				r.cfg.Log.Error("A receiver of webhooks has missed events that are no longer kept; it gets those from now on. Keep events for longer (ledger.event_keep, ledger.event_number)", "consumer", r.name)
 			}
 		}
 		var messages []job.Delivery

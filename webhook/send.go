@@ -35,7 +35,7 @@ func (d *Dispatcher) send(ctx context.Context) {
 			}
 			next = until
 			if err != nil {
-				d.cfg.Log.Error("Messages for receivers of webhooks cannot be read; it is tried again", "error", err)
+				d.cfg.Log.Error("Cannot read the messages for receivers of webhooks; retrying", "error", err)
 				next, rest = rest, min(2*rest, 30*time.Second)
 			} else {
 				rest = time.Second
@@ -108,7 +108,7 @@ func (d *Dispatcher) deliver(ctx context.Context, m job.Delivery) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tryTime)
 	defer cancel()
 	if err := d.cfg.Ledger.SettleDelivery(ctx, m.ID, m.Tries, result); err != nil {
-		log.Error("What became of a message cannot be kept; it is sent again", "error", err)
+		log.Error("Cannot record that a message was sent; it is sent again", "error", err)
 	}
 	if d.cfg.Tried != nil {
 		name := ""

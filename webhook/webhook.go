@@ -230,7 +230,7 @@ func (d *Dispatcher) expire(ctx context.Context) {
 		for {
 			gone, err := d.cfg.Ledger.ExpireDeliveries(ctx, keepFor, keepNumber, expireBatch)
 			if err != nil && ctx.Err() == nil {
-				d.cfg.Log.Warn("Messages for receivers of webhooks that are no longer kept cannot be removed; it is tried again", "error", err)
+				d.cfg.Log.Warn("Cannot remove expired messages for receivers of webhooks; retrying", "error", err)
 			}
 			if err != nil || gone < expireBatch {
 				break

@@ -1,6 +1,6 @@
-// Package manual is what docs/ holds as web pages below /docs, with a search. Pages are
-// made of the Markdown when the first of them is asked for; nothing of them is generated
-// into the repository. docs/decisions/manual.md says why.
+// Package manual serves the documents in docs/ as web pages below /docs, with a search. The
+// pages are rendered from the Markdown when the first of them is requested, and are not in
+// the repository. docs/decisions/manual.md says why.
 package manual
 
 import (

@@ -1,7 +1,7 @@
 // Package page holds the page at `/`: the flock, the queue and the jobs in a browser.
-// It is made of ES modules in src, which use the API as any client does; `go generate`
-// makes one script of them, assets/app.js. Nothing is fetched from elsewhere.
-// docs/decisions/page.md says why it is made so.
+// It consists of ES modules in src, which use the API as any client does; `go generate`
+// bundles them into one script, assets/app.js. Nothing is fetched from other sites.
+// docs/decisions/page.md has the reasons.
 package page
 
 import (

@@ -1,6 +1,6 @@
 // Package ui holds the pages that show the API's contract in a browser, Swagger
 // UI to try it out and ReDoc to read it, with everything they need: nothing is
-// fetched from elsewhere. LICENSES says whose work the bundles are, update.sh
+// fetched from other sites. LICENSES has the licences of the bundles; update.sh
 // fetches them again.
 package ui
 

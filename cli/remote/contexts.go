@@ -71,10 +71,10 @@ func readContexts() (contexts, error) {
 func (c contexts) write() error {
 	path, err := contextsFile()
 	if err != nil {
-		return fmt.Errorf("keep the daemon: %w", err)
+		return fmt.Errorf("save the daemon: %w", err)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("keep the daemon: %w", err)
+		return fmt.Errorf("save the daemon: %w", err)
 	}
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
@@ -82,7 +82,7 @@ func (c contexts) write() error {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "contexts-") // 0600
 	if err != nil {
-		return fmt.Errorf("keep the daemon: %w", err)
+		return fmt.Errorf("save the daemon: %w", err)
 	}
 	_, err = f.Write(append(text, '\n'))
 	if err = errors.Join(err, f.Close()); err == nil {
@@ -90,7 +90,7 @@ func (c contexts) write() error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		return fmt.Errorf("keep the daemon: %w", err)
+		return fmt.Errorf("save the daemon: %w", err)
 	}
 	return nil
 }
@@ -102,7 +102,7 @@ func (c contexts) named(name string) (place, error) {
 		if known == "" {
 			known = "there are none"
 		}
-		return place{}, usage("there is no context %q (%s); `login` makes one", name, known)
+		return place{}, usage("there is no context %q (%s); `login` creates one", name, known)
 	}
 	return at, nil
 }
@@ -121,9 +121,9 @@ func loginCommand(c Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "login URL",
 		Short: "Save a daemon's address and a token for later commands",
-		Long: "Asks for a token, tries it, and keeps it with the address, in a file that only you\n" +
-			"may read. Commands ask this daemon from then on, unless a flag or the environment\n" +
-			"names another. Where standard input is no terminal, the token is its first line.",
+		Long: "Asks for a token, tries it, and saves it with the address in a file that only you can\n" +
+			"read. Commands then ask this daemon, unless a flag or the environment names another.\n" +
+			"If standard input is not a terminal, its first line is the token.",
 		Example: "  shepherd login https://farm.example.org\n  shepherd login http://10.0.0.7:5000 --name lab --no-token",
 		Args:    exactly(1, "the address of a daemon is needed, such as https://farm.example.org"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -160,9 +160,9 @@ func loginCommand(c Config) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "default", "name of the context")
-	cmd.Flags().StringVar(&ca, "ca-file", "", "certificates of authorities to trust there, beside the system's")
-	cmd.Flags().StringVar(&token, "token", "", "the token; other users see it while the command runs")
-	cmd.Flags().BoolVar(&without, "no-token", false, "the daemon asks for none")
+	cmd.Flags().StringVar(&ca, "ca-file", "", "certificates of authorities to trust in addition to the system's")
+	cmd.Flags().StringVar(&token, "token", "", "the token; other users can see it while the command runs")
+	cmd.Flags().BoolVar(&without, "no-token", false, "the daemon requires no token")
 	return cmd
 }
 
@@ -181,7 +181,7 @@ func askToken(cmd *cobra.Command, server string) (string, error) {
 		return "", fmt.Errorf("read the token: %w", err)
 	}
 	if line = strings.TrimSpace(line); line == "" {
-		return "", usage("standard input has no token; give --no-token where the daemon asks for none")
+		return "", usage("standard input has no token; give --no-token if the daemon requires none")
 	}
 	return line, nil
 }
@@ -195,15 +195,15 @@ func (p place) try(ctx context.Context, c Config) (string, error) {
 	defer daemon.CloseIdle()
 	answer, err := daemon.GetVersionWithResponse(ctx)
 	if client.Is(err, 403) { // known, but may not read
-		return "The token is known, but may not read.", nil
+		return "The token is valid, but lacks the scope read.", nil
 	}
 	if err != nil {
 		return "", err
 	}
 	if answer.JSON200 == nil {
-		return "", fmt.Errorf("%s is no daemon of shepherd", p.Server)
+		return "", fmt.Errorf("%s is not a shepherd daemon", p.Server)
 	}
-	return fmt.Sprintf("There is shepherd %s.", answer.JSON200.Version), nil
+	return fmt.Sprintf("It is shepherd %s.", answer.JSON200.Version), nil
 }
 
 func logoutCommand(Config) *cobra.Command {
@@ -237,7 +237,7 @@ func logoutCommand(Config) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&name, "name", "", "name of the context; the one in use if left out")
+	cmd.Flags().StringVar(&name, "name", "", "name of the context (default: the current one)")
 	return cmd
 }
 

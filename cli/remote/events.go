@@ -22,11 +22,11 @@ func events(t *Target) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events [JOB]",
 		Short: "Show the events of a job, or of all jobs",
-		Long: "Shows what has happened to a job, and to all jobs those events that the daemon\n" +
-			"keeps; with --follow it goes on, from a job's first event or, for all jobs, from\n" +
-			"now on. It comes back to a daemon that is restarted and misses nothing; --after\n" +
-			"goes on after an event whose id an earlier command has shown, and --newest begins\n" +
-			"with the last events of all jobs.",
+		Long: "Prints the events of a job, or those of all jobs that the daemon keeps. With --follow\n" +
+			"it continues with new ones, beginning with the job's first event or, for all jobs,\n" +
+			"with the next one; if the daemon is restarted it reconnects and misses nothing.\n" +
+			"--after begins after an event whose id an earlier command has printed, --newest with\n" +
+			"the last events of all jobs.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id := ""
@@ -77,9 +77,9 @@ func events(t *Target) *cobra.Command {
 		ValidArgsFunction: jobArgs(t, 1),
 	}
 	form.Add(cmd.Flags())
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens later")
-	cmd.Flags().StringVar(&after, "after", "", "only what came after the event with this id; oldest for all that are kept")
-	cmd.Flags().IntVar(&newest, "newest", 0, "begin with this many of the newest events of all jobs, 256 at most")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "continue with new events")
+	cmd.Flags().StringVar(&after, "after", "", "begin after the event with this id; oldest is the oldest that is kept")
+	cmd.Flags().IntVar(&newest, "newest", 0, "begin with this many of the newest events of all jobs, at most 256")
 	return cmd
 }
 

@@ -23,8 +23,8 @@ func gpusCommand(c Config) *cobra.Command {
 		command := &cobra.Command{
 			Use:   "gpus [--node NODE]",
 			Short: "Show the GPUs, their sheep and their health",
-			Long: "Shows each GPU with the sheep that have a share of it, their models and jobs,\n" +
-				"its memory and load, its health, and processes on it that are not shepherd's.",
+			Long: "Shows each GPU with its sheep, their models and jobs, its memory, load and health, and\n" +
+				"processes on it that are not shepherd's.",
 			Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				if node != "" {
@@ -46,8 +46,8 @@ func gpusCommand(c Config) *cobra.Command {
 			},
 		}
 		form.Add(command.Flags())
-		command.Flags().BoolVarP(&watch, "watch", "w", false, "show them again whenever they change; of a fleet those of all nodes, unless --node names one")
-		command.Flags().StringVar(&node, "node", "", "the node of a fleet whose GPUs are wanted (that which answers, if left out)")
+		command.Flags().BoolVarP(&watch, "watch", "w", false, "show them again when they change, in a fleet those of all nodes unless --node is given")
+		command.Flags().StringVar(&node, "node", "", "node of a fleet whose GPUs to show (default: the one that answers)")
 		return command
 	})
 }

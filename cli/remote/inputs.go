@@ -90,7 +90,7 @@ func (f *inputs) add(arg string) error {
 
 func (f *inputs) addFile(name, at string, info fs.FileInfo) error {
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file", at)
+		return fmt.Errorf("%s is not a regular file", at)
 	}
 	f.size += info.Size()
 	f.files = append(f.files, input{name: name, path: at, size: info.Size()})

@@ -26,36 +26,36 @@ type jobFlags struct {
 
 // add defines the flags.
 func (j *jobFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&j.id, "id", "", "the job's id; the daemon makes one if left out")
-	f.StringVar(&j.payload, "payload", "", "a text that is the only input")
-	f.StringArrayVar(&j.from, "from", nil, "outputs of another job as inputs: JOB, or JOB:PATH for a file or a directory, such as job-1:outputs/sub/; may be given more than once")
-	f.StringSliceVar(&j.after, "after", nil, "a job that this one waits for, whose outputs become inputs below JOB/; may be given more than once")
+	f.StringVar(&j.id, "id", "", "the job's id (default: the daemon generates one)")
+	f.StringVar(&j.payload, "payload", "", "text that is the only input")
+	f.StringArrayVar(&j.from, "from", nil, "outputs of another job as inputs: JOB, or JOB:PATH for a file or a directory, such as job-1:outputs/sub/; may be repeated")
+	f.StringSliceVar(&j.after, "after", nil, "a job that this one waits for, whose outputs become inputs below JOB/; may be repeated")
 	f.StringVar(&j.group, "group", "", "the group that the job belongs to, for ls, cancel and retry with --group")
-	f.StringToStringVar(&j.nodeLabels, "node-label", nil, "a label that the node must have, `KEY=VALUE`; may be given more than once")
-	f.StringToStringVar(&j.labels, "label", nil, "a note on the job, `KEY=VALUE`; may be given more than once")
+	f.StringToStringVar(&j.nodeLabels, "node-label", nil, "a label that the node must have, `KEY=VALUE`; may be repeated")
+	f.StringToStringVar(&j.labels, "label", nil, "a label of the job, `KEY=VALUE`; may be repeated")
 	for _, name := range []string{"label", "node-label"} {
 		f.Lookup(name).DefValue = "" // not to be shown as []
 	}
-	f.StringVar(&j.sheep, "sheep", "", "the one sheep that shall run it")
-	f.Int32Var(&j.priority, "priority", 0, "higher goes first")
-	f.IntVar(&j.retries, "retries", 0, "how often it is tried again when it fails by its own fault")
+	f.StringVar(&j.sheep, "sheep", "", "the only sheep that may run it")
+	f.Int32Var(&j.priority, "priority", 0, "higher goes first (default 0)")
+	f.IntVar(&j.retries, "retries", 0, "how often it is tried again after a failure of its own (default: as configured)")
 	j.durations, j.times = map[string]*string{}, map[string]*string{}
 	for _, flag := range []struct {
 		to         map[string]*string
 		name, help string
 	}{
-		{j.durations, "retry-pause", "how long it waits before the first of these tries"},
-		{j.durations, "wait-timeout", "how long it may wait for a sheep"},
-		{j.durations, "load-timeout", "how long loading the model may take"},
-		{j.durations, "run-timeout", "how long the runner may have it"},
-		{j.durations, "keep", "how long its files are kept after its end (7d)"},
+		{j.durations, "retry-pause", "pause before the first retry, doubled for each further one, such as 30s (default: as configured)"},
+		{j.durations, "wait-timeout", "how long it may wait until a sheep starts it, such as 2h (default: as configured)"},
+		{j.durations, "load-timeout", "how long loading the model and starting its runner may take, such as 30m (default: as configured)"},
+		{j.durations, "run-timeout", "how long the runner may take for it, such as 10m (default: as configured)"},
+		{j.durations, "keep", "how long its files are kept after its end, such as 7d; 0 is indefinitely (default: as configured)"},
 		{j.times, "not-before", "the earliest time at which it may start (2030-01-01T06:00:00Z), or how long from now (2h)"},
-		{j.times, "deadline", "the time at which it fails where it has not ended, or how long from now"},
+		{j.times, "deadline", "the time at which it fails if it has not ended, or how long from now"},
 	} {
 		flag.to[flag.name] = f.String(flag.name, "", flag.help)
 	}
 	f.StringVar(&j.webhook, "webhook", "", "where to send a signed message when the job has ended (https://example.com/hook)")
-	f.StringSliceVar(&j.webhookEvents, "webhook-events", nil, "of what to send messages instead: queued, claimed, started, returned, due, cancel, ended")
+	f.StringSliceVar(&j.webhookEvents, "webhook-events", nil, "events to send to --webhook: queued, claimed, started, returned, due, cancel, ended (default ended)")
 }
 
 // request is the job of the model with what the flags say of it. files is how many input
@@ -65,7 +65,7 @@ func (j *jobFlags) request(f *pflag.FlagSet, model string, files int) (r client.
 	r.Model.Name, r.Model.Version = m.Name, m.Version
 	if f.Changed("payload") {
 		if files > 0 {
-			return r, usage("--payload is the only input where it is given")
+			return r, usage("--payload cannot be combined with files")
 		}
 		r.Payload = &j.payload
 	}

@@ -27,12 +27,11 @@ func jobsCommand(c Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "jobs",
 		Short: "List jobs, show them and their logs, cancel them and run them again",
-		Long: "The commands that there are for jobs, under the names that they had first: `jobs ls`\n" +
-			"is `ls`, and so on.",
+		Long:  "Older names of the commands for jobs: `jobs ls` is `ls`, and so on.",
 	}
 	t.Add(cmd.PersistentFlags())
 	show := status(t)
-	show.Use, show.Short, show.Hidden = "show JOB", "Show all there is to know of a job, as JSON", false
+	show.Use, show.Short, show.Hidden = "show JOB", "Show all details of a job, as JSON", false
 	if err := show.Flags().Set("output", FormJSON); err != nil {
 		panic(err) // it is one of the forms
 	}

@@ -33,8 +33,8 @@ func ls(t *Target) *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the latest jobs, ended ones too",
-		Long: "Lists jobs, the latest first. With --watch it goes on: each change of a job that the\n" +
-			"filters let through is a line of its own.",
+		Long: "Lists jobs, the latest first. With --watch it continues and prints a line for each\n" +
+			"change of a job that the filters select.",
 		Example: "  shepherd ls --state queued --state processing\n  shepherd ls --label batch=42 --since 7d -a -o jsonl",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -73,21 +73,21 @@ func ls(t *Target) *cobra.Command {
 	}
 	f := cmd.Flags()
 	form.Add(f)
-	f.BoolVarP(&all, "all", "a", false, "all that the daemon knows of, not the latest alone")
-	f.IntVarP(&limit, "limit", "n", latest, "how many at most; 0 for all")
-	f.BoolVar(&active, "active", false, "only those that have not ended")
-	f.BoolVar(&oldest, "oldest", false, "in the order they were submitted")
+	f.BoolVarP(&all, "all", "a", false, "all jobs that the daemon knows, not only the latest")
+	f.IntVarP(&limit, "limit", "n", latest, "how many at most; 0 is all")
+	f.BoolVar(&active, "active", false, "only jobs that have not ended")
+	f.BoolVar(&oldest, "oldest", false, "the oldest first")
 	f.Bool("newest", true, "the latest first")
-	f.BoolVarP(&watch, "watch", "w", false, "go on with what changes")
-	f.BoolVar(&noHeading, "no-heading", false, "no line with the names of the columns")
-	f.StringSliceVar(&states, "state", nil, "only those in this state: queued, processing, done, failed or cancelled; may be given more than once")
-	f.StringSliceVar(&labels, "label", nil, "only those with this label, KEY=VALUE; may be given more than once")
-	f.StringVar(&model, "model", "", "only those of this model, NAME:VERSION")
-	f.StringVar(&sheep, "sheep", "", "only those addressed to this sheep")
-	f.StringVar(&group, "group", "", "only those of this group")
-	f.StringVar(&prefix, "prefix", "", "only those whose id begins so")
-	f.StringVar(&since, "since", "", "only those submitted since this time, or this long ago at most (30m, 7d)")
-	f.StringVar(&before, "before", "", "only those submitted before this time, or longer ago than this")
+	f.BoolVarP(&watch, "watch", "w", false, "continue with changes")
+	f.BoolVar(&noHeading, "no-headers", false, "leave out the names of the columns")
+	f.StringSliceVar(&states, "state", nil, "only jobs in this state: queued, processing, done, failed or cancelled; may be repeated")
+	f.StringSliceVar(&labels, "label", nil, "only jobs with this label, KEY=VALUE; may be repeated, and all must match")
+	f.StringVar(&model, "model", "", "only jobs of this model, NAME:VERSION")
+	f.StringVar(&sheep, "sheep", "", "only jobs addressed to this sheep")
+	f.StringVar(&group, "group", "", "only jobs of this group")
+	f.StringVar(&prefix, "prefix", "", "only jobs whose id begins with this")
+	f.StringVar(&since, "since", "", "only jobs submitted since this time (2030-01-01T06:00:00Z), or within this duration (30m, 7d)")
+	f.StringVar(&before, "before", "", "only jobs submitted before this time, or longer ago than this duration")
 	if err := f.MarkHidden("newest"); err != nil {
 		panic(err) // it was defined above
 	}

@@ -19,8 +19,8 @@ func logs(t *Target) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "logs JOB",
 		Short: "Show the log of a job",
-		Long: "Shows what runners wrote while they had a job, in its last run, as far as that is\n" +
-			"kept. With --follow it goes on until the job has ended.",
+		Long: "Prints what runners wrote during the job's last run, as far as it is kept. With\n" +
+			"--follow it continues until the job has ended.",
 		Args: oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
@@ -37,8 +37,8 @@ func logs(t *Target) *cobra.Command {
 		},
 		ValidArgsFunction: jobArgs(t, 1),
 	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written later, until the job has ended")
-	cmd.Flags().StringVar(&tail, "tail", "all", "how many of the last lines of the last attempt to begin with")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "continue with new lines until the job has ended")
+	cmd.Flags().StringVar(&tail, "tail", "all", "begin with this many of the last lines of the last attempt")
 	return cmd
 }
 

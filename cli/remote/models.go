@@ -36,9 +36,9 @@ func modelsCommand(c Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "models",
 		Short: "Pull models ahead of time, list and remove them",
-		Long: "Fetches, lists and removes the models that container sheep run, of a fleet those of\n" +
-			"all nodes. With -c it asks the daemon that is up with that configuration or, where\n" +
-			"none is, it works by itself, on this machine.",
+		Long: "Fetches, lists and removes the models of container sheep, in a fleet those of all\n" +
+			"nodes. With -c it asks the daemon that runs with that configuration or, if none does,\n" +
+			"it works without a daemon, on this machine.",
 	}
 	t.Add(cmd.PersistentFlags())
 
@@ -80,9 +80,9 @@ func modelsCommand(c Config) *cobra.Command {
 			})
 		},
 	}
-	pull.Flags().StringVar(&sheep, "sheep", "", "fetch for this sheep only; all that fetch models, if left out")
-	pull.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show how far it is")
-	pull.Flags().StringVar(&node, "node", "", "fetch on this node of a fleet only; on all, if left out")
+	pull.Flags().StringVar(&sheep, "sheep", "", "fetch for this sheep only (default: for all that fetch models)")
+	pull.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show progress")
+	pull.Flags().StringVar(&node, "node", "", "fetch on this node of a fleet only (default: on all)")
 	complete(pull, "sheep", sheepNames, t)
 	remove := &cobra.Command{
 		Use:     "rm NAME[:VERSION]…",
@@ -110,7 +110,7 @@ func modelsCommand(c Config) *cobra.Command {
 			return found, cobra.ShellCompDirectiveNoFileComp
 		},
 	}
-	remove.Flags().StringVar(&node, "node", "", "remove from this node of a fleet only; from all, if left out")
+	remove.Flags().StringVar(&node, "node", "", "remove from this node of a fleet only (default: from all)")
 	cmd.AddCommand(pull, remove, listModels(t, with))
 	return cmd
 }
@@ -167,7 +167,7 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 		},
 	}
 	form.Add(list.Flags())
-	list.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what changes while sheep load models and jobs run")
+	list.Flags().BoolVarP(&watch, "watch", "w", false, "continue with changes")
 	return list
 }
 
@@ -269,7 +269,7 @@ func (r remoteModels) Pull(ctx context.Context, o job.PullOrder, report func(job
 			return fmt.Errorf("the daemon's answer cannot be read: %w", err)
 		}
 		if err != nil {
-			return fmt.Errorf("the daemon went away during the pull: %w", err)
+			return fmt.Errorf("the connection to the daemon ended during the pull: %w", err)
 		}
 		switch {
 		case p.Error != nil:

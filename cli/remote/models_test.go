@@ -65,7 +65,7 @@ func TestRemote(t *testing.T) {
 			t.Errorf("remove what is not there: %v", err)
 		}
 	}
-	for name, want := range map[string]string{"good": "", "bad": "no", "cut": "went away during the pull"} {
+	for name, want := range map[string]string{"good": "", "bad": "no", "cut": "ended during the pull"} {
 		var told []job.PullProgress
 		err := r.Pull(t.Context(), job.PullOrder{Model: job.Model{Name: name}}, func(p job.PullProgress) { told = append(told, p) })
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) || len(told) != 1 || told[0] != (job.PullProgress{Text: "half", Done: 1, Total: 2, Rate: 3}) {

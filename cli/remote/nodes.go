@@ -81,32 +81,32 @@ func NodesCommand(with func(cmd *cobra.Command, do func(context.Context, NodeKee
 			})
 		}
 		form.Add(cmd.Flags())
-		cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what changes")
+		cmd.Flags().BoolVarP(&watch, "watch", "w", false, "continue with changes")
 		return cmd
 	}
 	list(c)
 	c.AddCommand(list(&cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List the nodes, their sheep and the models that these have loaded",
+		Short:   "List the nodes, their sheep and loaded models",
 	}))
 	for _, command := range []struct {
 		name, short, long, says string
 		do                      func(context.Context, NodeKeeper, string) error
 	}{
 		{
-			"drain", "Have a node claim no more jobs",
-			"Has the node claim no more jobs, also after a restart. It finishes those that it\nhas; `nodes ls` shows when there are none. It still accepts jobs for the other nodes.",
+			"drain", "Stop a node from claiming jobs",
+			"Stops the node from claiming jobs, also after a restart. It finishes those that it has;\n`nodes ls` shows when there are none. It still accepts jobs for the other nodes.",
 			"Node %s claims no more jobs.",
 			func(ctx context.Context, k NodeKeeper, node string) error { return k.Drain(ctx, node, true) },
 		},
 		{
-			"resume", "Have a node claim jobs again that was drained", "", "Node %s claims jobs again.",
+			"resume", "Let a drained node claim jobs again", "", "Node %s claims jobs again.",
 			func(ctx context.Context, k NodeKeeper, node string) error { return k.Drain(ctx, node, false) },
 		},
 		{
-			"forget", "Remove a node that is gone for good",
-			"Removes a node that is not up. Jobs that it holds are taken by the others before. A\nnode that was forgotten may join again.",
+			"forget", "Remove a node that will not return",
+			"Removes a node that is not up. Its jobs go back to the queue first. A node that was\nforgotten may join again.",
 			"Node %s is forgotten.",
 			func(ctx context.Context, k NodeKeeper, node string) error { return k.Forget(ctx, node) },
 		},
@@ -176,7 +176,7 @@ func (d daemonNodes) Nodes(ctx context.Context) ([]Node, error) {
 	nodes := make([]Node, len(answer.JSON200.Nodes))
 	for i, n := range answer.JSON200.Nodes {
 		if nodes[i], err = nodeOf(n); err != nil {
-			return nil, fmt.Errorf("read what the daemon tells of node %s: %w", n.Name, err)
+			return nil, fmt.Errorf("read the daemon's answer about node %s: %w", n.Name, err)
 		}
 	}
 	return nodes, nil

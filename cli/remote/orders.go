@@ -40,10 +40,10 @@ func (s *session) each(ctx context.Context, names []string, verb string, do func
 
 func drainSheep(t *Target) *cobra.Command {
 	return &cobra.Command{
-		Use: "drain SHEEP…", Short: "Have sheep take no more jobs",
-		Long: "Has sheep take no more jobs, also after a restart of the daemon. They finish the job\n" +
-			"that they have and keep their models; `sheep ls` says when there is none. Jobs that\n" +
-			"only they could run wait, until `sheep resume`.",
+		Use: "drain SHEEP…", Short: "Stop sheep from taking jobs",
+		Long: "Stops sheep from taking jobs, also after a restart of the daemon. They finish their\n" +
+			"current job and keep their models; `sheep ls` shows when they have no job. Jobs that\n" +
+			"only they could run wait until `sheep resume`.",
 		Args: someSheep, ValidArgsFunction: SheepArgs(t),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
@@ -73,8 +73,9 @@ func restartSheep(t *Target) *cobra.Command {
 	var drain time.Duration
 	cmd := &cobra.Command{
 		Use: "restart SHEEP…", Short: "Restart the runners of sheep",
-		Long: "Ends the runners of sheep. Running jobs may finish for --drain-timeout; those that do\n" +
-			"not go back to the queue, unspent. The next job starts another runner.",
+		Long: "Stops the runners of sheep. Running jobs may finish for --drain-timeout; those that do\n" +
+			"not go back to the queue, and the attempt is not counted. The next job starts a new\n" +
+			"runner.",
 		Args: someSheep, ValidArgsFunction: SheepArgs(t),
 		RunE: func(cmd *cobra.Command, names []string) error { return t.Restart(cmd, names, drain) },
 	}
@@ -85,6 +86,7 @@ func restartSheep(t *Target) *cobra.Command {
 // AddDrainTimeout adds the flag that says how long running jobs may take to finish.
 func AddDrainTimeout(cmd *cobra.Command, drain *time.Duration) {
 	cmd.Flags().DurationVar(drain, "drain-timeout", -1, "how long running jobs may take to finish (default: the configuration's drain_timeout)")
+	cmd.Flags().Lookup("drain-timeout").DefValue = "0s" // not to be shown as -1ns
 }
 
 // Restart has sheep end their runners and go on with new ones. Running jobs may finish
@@ -103,10 +105,10 @@ func (t *Target) Restart(cmd *cobra.Command, names []string, drain time.Duration
 
 func loadSheep(t *Target) *cobra.Command {
 	return &cobra.Command{
-		Use: "load SHEEP NAME[:VERSION]", Short: "Have a sheep without a job load a model",
-		Long: "Has a sheep without a job load a model in the place of the one that it has, and\n" +
-			"returns when it is loaded. A job of another model that comes meanwhile goes before;\n" +
-			"`sheep drain` keeps jobs away.",
+		Use: "load SHEEP NAME[:VERSION]", Short: "Load a model in a sheep without a job",
+		Long: "Loads a model in a sheep without a job, in place of its current one, and returns when\n" +
+			"it is loaded. A job of another model that arrives meanwhile takes precedence; `sheep\n" +
+			"drain` prevents that.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return usage("the name of a sheep and a model are needed: load SHEEP NAME:VERSION")

@@ -29,14 +29,14 @@ type Format string
 // Add defines the flag.
 func (f *Format) Add(flags *pflag.FlagSet) {
 	*f = FormTable
-	flags.VarP(f, "output", "o", "how to print: table, wide, name, json or jsonl (an object a line)")
+	flags.VarP(f, "output", "o", "format: table, wide, name, json or jsonl (one object per line)")
 }
 
 // String implements pflag.Value.
 func (f *Format) String() string { return string(*f) }
 
 // Type implements pflag.Value.
-func (f *Format) Type() string { return "form" }
+func (f *Format) Type() string { return "format" }
 
 // Set checks the value.
 func (f *Format) Set(value string) error {

@@ -32,10 +32,10 @@ func result(t *Target) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "result JOB [FILE…]",
 		Short: "Fetch the outputs of a job",
-		Long: "Fetches the outputs of a job that is done: with -o DIR all of them, or those that\n" +
-			"are named, into a directory; without, the one that is named, the only one, or that\n" +
-			"with the name `output`, to standard output. The exit code says how the job has ended\n" +
-			"where it is not done.",
+		Long: "Fetches the outputs of a job that is done. With -o DIR all of them, or the named ones,\n" +
+			"are written to a directory. Otherwise one is written to standard output: the named\n" +
+			"one, the only one, or the one with the name `output`. If the job is not done, the exit\n" +
+			"code says how it ended.",
 		Example: "  shepherd result job-1 -o results\n  shepherd result job-1 predictions.json | jq .",
 		Args:    jobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -61,9 +61,9 @@ func result(t *Target) *cobra.Command {
 		},
 		ValidArgsFunction: jobArgs(t, 1),
 	}
-	cmd.Flags().StringVarP(&to, "out", "o", toStdout, "the directory to write to; - is standard output, for one file")
+	cmd.Flags().StringVarP(&to, "out", "o", toStdout, "directory for the outputs; - is standard output, for one file")
 	cmd.Flags().BoolVarP(&list, "list", "l", false, "show the names and sizes of the outputs instead")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show how far it is")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show progress")
 	return cmd
 }
 

@@ -1,7 +1,7 @@
 // Package remote is the part of the command line that asks a daemon over its API:
-// submit, ls, wait, result and the others that users of a daemon need. It needs
-// nothing of the machine, so that it also builds for macOS and Windows, where the
-// program has these commands alone.
+// submit, ls, wait, result and the other commands for users of a daemon. It does not
+// depend on the system, so it also builds for macOS and Windows, where the program has
+// only these commands.
 package remote
 
 import (
@@ -56,7 +56,7 @@ type Config struct {
 }
 
 // ErrNoDaemon means that no daemon is running with a configuration.
-var ErrNoDaemon = errors.New("no daemon is running with this configuration; start it, or give another's address with --server")
+var ErrNoDaemon = errors.New("no daemon is running with this configuration; start it, or give the address of another with --server")
 
 // Error is an error with the exit code of its kind.
 type Error struct {

@@ -22,8 +22,8 @@ type SheepPrinter struct {
 // Add adds the flags.
 func (p *SheepPrinter) Add(flags *pflag.FlagSet) {
 	p.form.Add(flags)
-	flags.BoolVar(&p.noHeading, "no-headers", false, "leave the heading of the table out")
-	flags.BoolVarP(&p.watch, "watch", "w", false, "go on with what changes")
+	flags.BoolVar(&p.noHeading, "no-headers", false, "leave out the names of the columns")
+	flags.BoolVarP(&p.watch, "watch", "w", false, "continue with changes")
 }
 
 // List prints the daemon's sheep, and what they have. With --watch it goes on with those

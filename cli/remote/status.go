@@ -38,7 +38,7 @@ func status(t *Target) *cobra.Command {
 		ValidArgsFunction: jobArgs(t, 1),
 	}
 	form.Add(cmd.Flags())
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again whenever something happens to the job, until it has ended")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again after each change, until the job has ended")
 	return cmd
 }
 

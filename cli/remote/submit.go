@@ -38,13 +38,13 @@ func submit(t *Target) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "submit MODEL [PATH…]",
 		Short: "Run a job: inputs in, wait, results out",
-		Long: "Submits a job with files as its inputs, shows what happens until it has ended, and\n" +
-			"fetches its outputs. A file keeps its name; a directory's files have the names that\n" +
-			"they have below it; - is standard input, as the input named `input`; NAME=PATH gives\n" +
-			"another name. With -o DIR outputs are written there, with -o - one is written to\n" +
-			"standard output, as it is without -o where an input is standard input.\n\n" +
-			"The exit code says how it went: 0 done, 3 failed, 4 cancelled, and others as in the\n" +
-			"manual. Ctrl-C asks whether to cancel the job; left alone, it goes on.",
+		Long: "Submits a job with files as its inputs, shows its progress until it has ended, and\n" +
+			"fetches its outputs. A file keeps its name; the files of a directory keep their paths\n" +
+			"below it; - is standard input, as the input named `input`; NAME=PATH gives another\n" +
+			"name. With -o DIR the outputs are written to a directory. With -o - one is written to\n" +
+			"standard output, and also without -o if an input is standard input.\n\n" +
+			"The exit code says how the job ended: 0 done, 3 failed, 4 cancelled; the manual has\n" +
+			"the others. Ctrl-C asks whether to cancel the job; otherwise it continues.",
 		Example: "  shepherd submit digits:v1 page.png -o results\n" +
 			"  shepherd submit digits:v1 pages/ -o results --label batch=42\n" +
 			"  echo '0 0 5 13' | shepherd submit digits:v1 - | jq .\n" +
@@ -88,11 +88,11 @@ func submit(t *Target) *cobra.Command {
 
 // add defines the flags of what is not the job's: its outputs, and what is shown.
 func (s *submission) add(f *pflag.FlagSet) {
-	f.StringVarP(&s.to, "out", "o", "", "the directory for the outputs; - is standard output, for one file; with --no-wait the form of the answer: table, name, json or jsonl")
-	f.BoolVar(&s.noWait, "no-wait", false, "do not wait: print the job's id and end")
-	f.BoolVarP(&s.quiet, "quiet", "q", false, "do not show what happens")
-	f.StringVar(&s.interrupt, "on-interrupt", "ask", "what Ctrl-C does to the job: ask, cancel or leave; ask is leave where there is no terminal")
-	f.StringVar(&s.key, "idempotency-key", "", "the same for each try of one job, which is then run once")
+	f.StringVarP(&s.to, "out", "o", "", "directory for the outputs; - is standard output, for one file. With --no-wait the format of the answer: table, name, json or jsonl")
+	f.BoolVar(&s.noWait, "no-wait", false, "print the job's id, and do not wait for its end")
+	f.BoolVarP(&s.quiet, "quiet", "q", false, "do not show progress")
+	f.StringVar(&s.interrupt, "on-interrupt", "ask", "what Ctrl-C does to the job: ask, cancel or leave; without a terminal ask is leave")
+	f.StringVar(&s.key, "idempotency-key", "", "a key of your choice: repeated commands with the same key submit the job once")
 }
 
 // checkFlags checks these flags, and fills in what was not given.

@@ -44,14 +44,14 @@ func (t *Target) Add(f *pflag.FlagSet) {
 	if t.config.Locate != nil {
 		f.StringVarP(&t.File, "config", "c", "", "configuration file of the daemon to ask")
 	}
-	f.StringVar(&t.server, "server", "", "address of its API: http://HOST:PORT, https://… or unix:///PATH ($"+EnvServer+")")
+	f.StringVar(&t.server, "server", "", "URL of the daemon's API: http://HOST:PORT, https://… or unix:///PATH ($"+EnvServer+")")
 	f.StringVar(&t.server, "api", "", "the same")
 	if err := f.MarkHidden("api"); err != nil {
 		panic(err) // it was defined above
 	}
-	f.StringVar(&t.token, "token", "", "token to send; better put into $"+EnvToken+", which other users do not see")
-	f.StringVar(&t.ca, "ca-file", "", "certificates of authorities to trust there, beside the system's ($"+EnvCA+")")
-	f.StringVar(&t.context, "context", "", "ask the daemon that login keeps under this `name` ($"+EnvContext+")")
+	f.StringVar(&t.token, "token", "", "token to send; other users can see it, so use $"+EnvToken+" instead")
+	f.StringVar(&t.ca, "ca-file", "", "certificates of authorities to trust in addition to the system's ($"+EnvCA+")")
+	f.StringVar(&t.context, "context", "", "ask the daemon that login has saved under this `name` ($"+EnvContext+")")
 }
 
 // Open returns a client of the daemon; it does not connect yet. The error is that of

@@ -21,9 +21,9 @@ func topCommand(c Config) *cobra.Command {
 			Use:   "top",
 			Short: "Watch the sheep, the queue and the GPUs",
 			Long: "Shows the sheep, the head of the queue with the reasons why jobs wait, and the GPUs,\n" +
-				"as they change; q ends it, the arrow keys and Page Up and Down show what the terminal\n" +
-				"has no room for (↓3: three lines), and where it is narrow, columns are left out. Without\n" +
-				"a terminal, and with --once, it prints how they are and ends.",
+				"updated live. q quits; the arrow keys, Page Up and Page Down scroll (↓3: three more\n" +
+				"lines); a narrow terminal shows fewer columns. Without a terminal, or with --once, it\n" +
+				"prints the current state and ends.",
 			Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return t.runTaking(cmd, func(ctx context.Context, s *session) error {
@@ -34,7 +34,7 @@ func topCommand(c Config) *cobra.Command {
 				})
 			},
 		}
-		cmd.Flags().BoolVar(&once, "once", false, "print how things are and end")
+		cmd.Flags().BoolVar(&once, "once", false, "print the current state and end")
 		return cmd
 	})
 }

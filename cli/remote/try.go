@@ -118,7 +118,7 @@ func (s *session) explainTrial(ctx context.Context, err error) {
 		case strings.Contains(line, "`shepherd logs "+e.id):
 			line = "What to do: The model itself reported the failure: look at its log above and at the inputs. --keep keeps all its files."
 		case strings.Contains(line, "`shepherd retry "+e.id):
-			line = "What to do: Correct what the reason names, and give this command again."
+			line = "What to do: Correct what the reason names, and repeat this command."
 		case strings.Contains(line, "`shepherd models pull"):
 			continue
 		}

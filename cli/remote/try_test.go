@@ -31,7 +31,7 @@ func TestTryEnds(t *testing.T) {
 		},
 		"failed": {
 			client.Job{Status: job.Failed, Run: 1, ErrorDetails: &client.Failure{Message: why}},
-			ExitJobFailed, []string{"It failed.\n", "What to do: Correct what the reason names, and give this command again.\n"},
+			ExitJobFailed, []string{"It failed.\n", "What to do: Correct what the reason names, and repeat this command.\n"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

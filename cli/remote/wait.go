@@ -23,9 +23,9 @@ func wait(t *Target) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait JOB…",
 		Short: "Wait until jobs have ended",
-		Long: "Waits until all of the jobs have ended and says how. The exit code is 0 where all are\n" +
-			"done, 3 where one has failed, 4 where one was cancelled, and 9 where --timeout passed\n" +
-			"first. A daemon that is restarted meanwhile is waited for.",
+		Long: "Waits until all of the jobs have ended, also while the daemon is restarted, and prints\n" +
+			"how they ended. The exit code is 0 if all are done, 3 if one has failed, 4 if one was\n" +
+			"cancelled, and 9 if --timeout expired first.",
 		Args: jobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.runTaking(cmd, func(ctx context.Context, s *session) error {
@@ -64,8 +64,8 @@ func wait(t *Target) *cobra.Command {
 		ValidArgsFunction: jobArgs(t, 0),
 	}
 	form.Add(cmd.Flags())
-	cmd.Flags().DurationVar(&limit, "timeout", 0, "how long to wait at most; 0 for as long as it takes")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show what happens meanwhile")
+	cmd.Flags().DurationVar(&limit, "timeout", 0, "how long to wait at most; 0 is no limit")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show progress")
 	return cmd
 }
 

@@ -21,7 +21,7 @@ func webhooksCommand(c Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "webhooks",
 		Short: "List webhook messages, and send them again",
-		Long: "Messages about jobs go to the receivers that the daemon's configuration names, and to\n" +
+		Long: "Messages about jobs are sent to the receivers in the daemon's configuration, and to\n" +
 			"those that jobs name (submit --webhook).",
 	}
 	t.Add(cmd.PersistentFlags())
@@ -68,9 +68,9 @@ func listMessages(t *Target) *cobra.Command {
 	f.StringVar(&about, "job", "", "only messages about this job")
 	f.StringVar(&receiver, "receiver", "", "only messages to this receiver: its name, or its URL")
 	f.StringVar(&state, "state", "", "only messages that are waiting, delivered or given-up")
-	f.IntVarP(&limit, "limit", "n", latest, "how many at most; 0 for all")
-	f.BoolVarP(&watch, "watch", "w", false, "go on with what is new or has changed")
-	f.BoolVar(&noHeading, "no-headers", false, "leave the heading of the table out")
+	f.IntVarP(&limit, "limit", "n", latest, "how many at most; 0 is all")
+	f.BoolVarP(&watch, "watch", "w", false, "continue with new messages and changes")
+	f.BoolVar(&noHeading, "no-headers", false, "leave out the names of the columns")
 	return cmd
 }
 
@@ -198,7 +198,7 @@ func redeliver(t *Target) *cobra.Command {
 func webhookSecret(t *Target) *cobra.Command {
 	return &cobra.Command{
 		Use:   "secret",
-		Short: "Print the secret that messages are signed with for receivers that your jobs name",
+		Short: "Print the secret that signs messages to the receivers that your jobs name",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {

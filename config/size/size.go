@@ -1,4 +1,4 @@
-// Package size is how sizes are written in configurations.
+// Package size parses and formats sizes in configurations.
 package size
 
 import (

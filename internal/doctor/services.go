@@ -71,7 +71,7 @@ func (l Ledger) Examine(ctx context.Context) []Finding {
 	}
 	findings := []Finding{ok("%s is intact, with %s", l.Path, plural(jobs, "job"))}
 	if behind := time.Until(lastChange); behind > skewNoted {
-		findings = append(findings, warning("set the clock (timedatectl set-ntp true); nothing is lost by it, but times of jobs are wrong until then",
+		findings = append(findings, warning("set the clock (timedatectl set-ntp true); no job is lost, but times of jobs are wrong until then",
 			"the clock is %s behind the ledger's last change (%s)", behind.Round(time.Second), lastChange.UTC().Format(time.RFC3339)))
 	}
 	return findings

@@ -59,7 +59,7 @@ func NewJournal(cfg JournalConfig) (*slog.Logger, *Journal, error) {
 		conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram"}) // the kernel chooses the name
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("log to systemd's journal: %w (set logging.format to text or json where there is none)", err)
+		return nil, nil, fmt.Errorf("log to systemd's journal: %w (set logging.format to text or json if there is none)", err)
 	}
 	j := &Journal{conn: conn, to: &net.UnixAddr{Name: cfg.Socket, Net: "unixgram"}, level: cfg.Level, lines: &text{level: cfg.Level}, mu: new(sync.Mutex)}
 	j.fixed = appendField(j.fixed, "SYSLOG_IDENTIFIER", cfg.Identifier)

@@ -262,7 +262,7 @@ func TestBad(t *testing.T) {
 		"more at the end":  {head + `{"records":0}` + "\n" + good, "line 3: something follows"},
 		"unknown field":    {head + strings.Replace(good, `"run"`, `"colour":1,"run"`, 1) + `{"records":1}` + "\n", `line 2: json: unknown field "colour"`},
 		"bad id":           {head + strings.Replace(good, `"a"`, `"../a"`, 1) + `{"records":1}` + "\n", "line 2: "},
-		"no state":         {head + strings.Replace(good, `queued`, `asleep`, 1) + `{"records":1}` + "\n", `line 2: job a has the state "asleep"`},
+		"no state":         {head + strings.Replace(good, `queued`, `asleep`, 1) + `{"records":1}` + "\n", `line 2: job a has the unknown state "asleep"`},
 		"ended, no time":   {head + strings.Replace(good, `queued`, `done`, 1) + `{"records":1}` + "\n", "line 2: job a is done, which does not fit its finished_at"},
 		"running, by whom": {head + strings.Replace(good, `queued`, `processing`, 1) + `{"records":1}` + "\n", "line 2: job a is under way"},
 		"long line":        {head + strings.Repeat("x", 5<<20), "line 2: the line is longer than"},

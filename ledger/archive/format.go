@@ -125,7 +125,7 @@ func (line savedJSON) decode() (ledger.Saved, error) {
 	final := line.State.Final()
 	switch {
 	case !final && line.State != job.Queued && line.State != job.Processing:
-		return wrong(fmt.Sprintf("has the state %q, which is none", line.State))
+		return wrong(fmt.Sprintf("has the unknown state %q", line.State))
 	case line.Model.Name == "":
 		return wrong("has no model")
 	case line.EnqueuedAt.IsZero():

@@ -34,7 +34,7 @@ type olderError struct {
 
 func (e *olderError) Error() string {
 	if e.schema == 0 {
-		return fmt.Sprintf("there is no ledger at %s yet: shepherdd makes it when it first starts", e.server)
+		return fmt.Sprintf("there is no ledger at %s yet: shepherdd creates it when it first starts", e.server)
 	}
 	return fmt.Sprintf("the ledger at %s was written by an older shepherd (its schema is version %d, this shepherd has %d): start shepherdd, which migrates it", e.server, e.schema, e.known)
 }

@@ -175,7 +175,7 @@ func (m *maintenance) run(ctx context.Context) {
 		case <-timer.C:
 		case <-m.woken:
 		}
-		m.outage.report(m.l, m.work(ctx), "Cannot run timers, take back the jobs of lost nodes or remove what is no longer kept; it is tried again", "The ledger is maintained again")
+		m.outage.report(m.l, m.work(ctx), "Cannot run timers, take back the jobs of lost nodes or remove expired records; retrying", "The ledger is maintained again")
 		rest := m.l.cfg.Poll
 		m.mu.Lock()
 		if !m.nextTimer.IsZero() && !m.outage.lasts {
@@ -297,7 +297,7 @@ func (m *maintenance) takeBack(ctx context.Context, node string) error {
 	for _, claim := range held {
 		why := ledger.Return{
 			Cause: job.CauseNodeLost, Spent: claim.State == job.Processing,
-			Reason: fmt.Sprintf("node %s was not heard from", node),
+			Reason: fmt.Sprintf("the lease of node %s has ended", node),
 		}
 		if err := m.release(ctx, &claim, why); err != nil {
 			return err

@@ -114,7 +114,7 @@ func (a *Admin) SetDraining(ctx context.Context, node string, draining bool) err
 }
 
 func noNode(node string) error {
-	return fmt.Errorf("there is no node %s (shepherdd nodes ls names those that there are): %w", node, errdefs.ErrNotFound)
+	return fmt.Errorf("there is no node %s (shepherdd nodes ls lists the nodes): %w", node, errdefs.ErrNotFound)
 }
 
 // forgetTime is how long other nodes have to take the jobs of one that is forgotten.
@@ -144,7 +144,7 @@ func (a *Admin) Forget(ctx context.Context, node string) error {
 			return fmt.Errorf("node %s is up, or was until a moment ago: stop its daemon first, or wait until its lease ends (%s): %w",
 				node, known.Until.Format(time.RFC3339), errdefs.ErrFailedPrecondition)
 		case time.Now().After(over):
-			return fmt.Errorf("node %s holds %d jobs, and no other node is up that takes them: start one first: %w", node, known.Held, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("node %s holds %d jobs, and no other node is up to take them: start one first: %w", node, known.Held, errdefs.ErrFailedPrecondition)
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):

@@ -39,7 +39,7 @@ func (p *pulse) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		began := time.Now()
-		p.outage.report(p.m.l, p.beat(ctx), "Cannot renew leases or look for changes in the ledger; it is tried again", "The ledger's database answers again")
+		p.outage.report(p.m.l, p.beat(ctx), "Cannot renew leases or look for changes in the ledger; retrying", "The ledger's database answers again")
 		timer.Reset(max(time.Until(began.Add(p.m.l.cfg.Poll)), time.Millisecond))
 	}
 }

@@ -54,7 +54,7 @@ func (d *database) retryWithin(ctx context.Context, bound time.Duration, do func
 
 // errConflict says that another transaction changed the row between the read and
 // the write.
-var errConflict = fmt.Errorf("the record is changed by others all the time: %w", errdefs.ErrUnavailable)
+var errConflict = fmt.Errorf("the record keeps being changed by others: %w", errdefs.ErrUnavailable)
 
 // once runs do within the time of a statement.
 func once(ctx context.Context, do func(ctx context.Context) error) error {

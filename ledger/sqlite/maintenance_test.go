@@ -68,7 +68,7 @@ func TestMaintenanceIsRetried(t *testing.T) {
 				t.Errorf("%s is %s, %v", id, rec.State, err)
 			}
 		}
-		if n := strings.Count(log.String(), "tried again"); n < 2 || n > 200 {
+		if n := strings.Count(log.String(), "retrying"); n < 2 || n > 200 {
 			t.Errorf("%d entries in the log in two hours:\n%.2000s", n, log.String())
 		}
 

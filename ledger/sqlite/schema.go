@@ -333,7 +333,7 @@ func migrate(ctx context.Context, conn *sql.Conn, path string) error {
 	}
 	for ; version < len(migrations); version++ {
 		if err := migrateStep(ctx, conn, version); err != nil {
-			return fmt.Errorf("bring the schema from version %d to %d: %w", version, version+1, err)
+			return fmt.Errorf("migrate the schema from version %d to %d: %w", version, version+1, err)
 		}
 	}
 	return nil

@@ -94,7 +94,7 @@ func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error)
 	}
 	w.clock = newAgeClock(age, wall, w.now())
 	if behind := time.UnixMicro(wall).Sub(w.now()); wall != 0 && behind > clockTolerance {
-		cfg.Log.Warn("The clock of this machine is behind the last change in the ledger: times of jobs are wrong until it is set (NTP); nothing is lost by it",
+		cfg.Log.Warn("The clock of this machine is behind the last change in the ledger: times of jobs are wrong until it is set (NTP); no job is lost",
 			slog.Time("last_change", time.UnixMicro(wall).UTC()), slog.Duration("behind", behind))
 	}
 	w.saved = savedNumbers{numbers: *n, age: w.clock.base}
@@ -229,7 +229,7 @@ func (w *writer) postponeMaintenance(err error) {
 		return
 	}
 	pause := w.maintenance.postpone()
-	w.cfg.Log.Warn("cannot run timers, take back abandoned claims or remove what is no longer kept; it is tried again",
+	w.cfg.Log.Warn("cannot run timers, take back abandoned claims or remove expired records; retrying",
 		slog.Any("error", explain(w.cfg.Path, "maintain the ledger", err)), slog.Duration("pause", pause))
 }
 

@@ -44,7 +44,7 @@ func visible(devices gpu.Devices, grants []gpu.Grant) (map[string]string, error)
 		case g.Device.Node && g.GPU != nil:
 			name = strconv.Itoa(g.GPU.Index)
 		case strings.Contains(name, ":"):
-			return nil, fmt.Errorf("the UUID of %s is not known, because NVIDIA's driver cannot be asked; name it as nvidia.com/gpu=MIG-UUID (nvidia-smi -L)", g.Device)
+			return nil, fmt.Errorf("the UUID of %s is not known, because NVIDIA's driver does not answer; name it as nvidia.com/gpu=MIG-UUID (nvidia-smi -L)", g.Device)
 		}
 		if _, err := strconv.Atoi(name); err == nil {
 			numbers = true

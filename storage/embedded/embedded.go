@@ -5,21 +5,21 @@
 //
 // A request is looked up in a table of operations (operations.go): its method,
 // what its path and host name (hosts.go), its sub-resource and the headers that
-// change a meaning. What is not in the table is refused, and nothing is done.
-// Its signature is checked by AWS Signature Version 4 (sigv4.go), and its body
-// is taken out of the chunks it may come in and checked against every digest
-// that the client gave (payload.go, chunks.go). Then the operation's handler
-// answers it (buckets.go, list.go, objects.go, multipart.go, form.go). Objects
-// are kept by internal/folder, where the promises of durability are.
+// change its meaning. A request that is not in the table is refused and has no
+// effect. Its signature is checked by AWS Signature Version 4 (sigv4.go) or 2
+// (sigv2.go). Its body is decoded from chunks, if it has any, and checked against
+// every digest that the client sent (payload.go, chunks.go). Then the operation's
+// handler answers it (buckets.go, list.go, objects.go, multipart.go, form.go).
+// Package internal/folder stores the objects and provides durability.
 //
 // # Promises
 //
-// What is answered with success has been fsynced, data and names. A write that
-// was not answered is there whole or not at all. Memory does not grow with the
-// size of objects, nor with the number of objects, buckets or uploads. A full
-// disk is answered with status 507, code InsufficientStorage, and leaves what
-// was stored before intact. Without the right keys, nothing is answered but
-// errors.
+// When a write is answered with success, its data and names have been fsynced. A
+// write that was not answered is stored completely or not at all. Memory does not
+// grow with the size of objects, nor with the number of objects, buckets or
+// uploads. If the disk is full the answer has status 507, code
+// InsufficientStorage, and stored objects are not affected. Without the right keys
+// all answers are errors.
 //
 // docs/decisions/embedded-storage.md says why it is built so.
 package embedded

@@ -28,7 +28,7 @@ func (a *s3Answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	_ = answer.Body.Close()
 	return nil, &requestError{
-		text: fmt.Sprintf("what answers at %s (%s, %q) is no S3 storage: check storage.url, and that its port is that of the S3 API and not of a console or another web server",
+		text: fmt.Sprintf("the server at %s (%s, %q) is not an S3 storage: check storage.url, and that its port is that of the S3 API and not of a console or another web server",
 			a.url, answer.Status, answer.Header.Get("Content-Type")),
 		class: errdefs.ErrUnavailable, cause: errdefs.ErrUnavailable, again: true, unsure: true, // a proxy may have a page for a while
 	}

@@ -186,7 +186,7 @@ func (s *Store) endSubmission(id job.ID) {
 		return
 	}
 	if err := s.submissions.end(id); err != nil {
-		s.log.Warn("a submission counts as under way for longer than it is", "job", id, "error", err)
+		s.log.Warn("cannot remove the mark of a submission that has ended; it is removed later", "job", id, "error", err)
 	}
 }
 
@@ -377,5 +377,5 @@ func (s *Store) Ping(ctx context.Context) error {
 	case !errdefs.IsNotFound(err):
 		return err
 	}
-	return fmt.Errorf("storage at %s has no bucket %q: make it, or change storage.bucket: %w", s.objects.url, s.layout.Bucket, err)
+	return fmt.Errorf("storage at %s has no bucket %q: create it, or change storage.bucket: %w", s.objects.url, s.layout.Bucket, err)
 }

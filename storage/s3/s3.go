@@ -9,24 +9,24 @@
 //
 // # Integrity
 //
-// What is sent is covered by its SHA-256, which is part of the request's
-// signature: over plain HTTP as over TLS the server refuses what arrives
-// changed. The hash is taken from the page cache before the file is sent, which
-// is cheaper than signing it chunk by chunk and lets every S3 server check it.
-// What is fetched is bound to one version of the file by its ETag and to its
-// length; a connection that breaks is continued where it broke.
+// The SHA-256 of a request's body is part of its signature, so over plain HTTP as
+// over TLS the server refuses a body that arrives changed. The hash of a file is
+// computed before the file is sent, from the page cache, which is cheaper than
+// signing it chunk by chunk and lets every S3 server check it. A download is bound
+// to one version of the file by its ETag and its length; when a connection breaks,
+// it resumes at that byte.
 //
 // # Tries
 //
-// A request is tried a few times within a few seconds. That keeps answers to
-// clients quick while storage is down; who must get through in the end, as at a
-// job's end, calls again. Seconds count from when a request last made progress.
-// A large upload or download that broke off goes on where it stopped.
+// A request is tried a few times within a few seconds, so that clients get an
+// answer quickly while storage is down; a caller that must succeed in the end, as
+// at a job's end, calls again. The seconds count from the request's last progress.
+// A large upload or download that was interrupted resumes where it stopped.
 //
 // # Servers
 //
-// Only what every S3 server can do is needed. What is better where it is known,
-// and what is done without it, is in features.go.
+// Only operations that every S3 server has are required. The optional ones, and
+// what is done without them, are in features.go.
 package s3
 
 import (

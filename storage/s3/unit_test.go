@@ -454,7 +454,7 @@ func TestNoS3Server(t *testing.T) {
 				defer root.Close()
 				_, stage := store.Stage(t.Context(), "some-job", root, storage.Options{})
 				for what, err := range map[string]error{"Ping": store.Ping(t.Context()), "Stage": stage} {
-					if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "is no S3 storage: check storage.url") {
+					if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "is not an S3 storage: check storage.url") {
 						t.Errorf("%s with bucket %q: %v", what, bucket, err)
 					}
 				}

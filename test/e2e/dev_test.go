@@ -34,7 +34,7 @@ func TestDev(t *testing.T) {
 		t.Errorf("the log is %q", o.out)
 	}
 	c.expect(2, "", args("dev", "nothing"), "neither a directory nor an image with its registry")
-	c.expect(1, "", args("dev", "in"), "in is no model")
+	c.expect(1, "", args("dev", "in"), "in is not a model")
 	left, err := filepath.Glob(temp + "/shepherd-dev-*")
 	if err != nil || len(left) > 0 {
 		t.Errorf("%q is left, %v", left, err)

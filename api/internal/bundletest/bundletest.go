@@ -1,6 +1,6 @@
-// Package bundletest checks the scripts that api/page/bundle made, and the libraries that
-// they are made of. The bundler itself is not run: to build it takes longer than all tests
-// of the packages that have such scripts.
+// Package bundletest checks the scripts that api/page/bundle has made, and the libraries in
+// them. The bundler itself is not run: building it takes longer than all tests of the
+// packages that have such scripts.
 package bundletest
 
 import (

@@ -179,7 +179,7 @@ func (x *index) remove(dir, file string) {
 		return
 	}
 	if err := x.update(dir, func(b *bbolt.Bucket) error { return b.Delete(indexKey(e)) }); err != nil {
-		x.log.Warn("the index of a large directory knows a file that is gone", "dir", dir, "file", file, "error", err)
+		x.log.Warn("the index of a large directory names a file that does not exist", "dir", dir, "file", file, "error", err)
 	}
 }
 
