@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestReadOnlyMapping(t *testing.T) {
@@ -49,4 +51,28 @@ func mapped(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// As the dynamic linker does with the relocated data of a position-independent program.
+func TestUnmapProgramKeepsWrittenPages(t *testing.T) {
+	file, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	pages, err := unix.Mmap(int(file.Fd()), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(pages)
+	pages[0] = 'w'
+	if err := unix.Mprotect(pages, unix.PROT_READ); err != nil {
+		t.Fatal(err)
+	}
+	if err := UnmapProgram(); err != nil {
+		t.Fatal(err)
+	}
+	if pages[0] != 'w' {
+		t.Error("a written page has the content of the file again")
+	}
 }
