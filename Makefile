@@ -184,6 +184,7 @@ bench: $(MINIO) $(S5CMD) ## measure the performance figures and compare them wit
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./test/bench
 	$(GO) test -count=1 -run '^$$' -bench RoundTrip -benchtime 3000x ./runtime/bare
 	$(GO) test -count=1 -run '^$$' -bench 'Start|Switch' -benchtime 15x ./runtime/container
+	$(GO) test -count=1 -run '^$$' -bench RoundTrip -benchtime 300x ./runtime/container
 	$(GO) test -count=1 -run '^$$' -bench Listing -benchtime 3x ./storage/embedded
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 60m -run '^$$' -bench 'ManyFiles|Transfers' -benchtime 3x ./storage/s3
 	BENCH_IMAGE_MIB=1024 $(GO) test -count=1 -run '^$$' -bench Pull -benchtime 1x ./image

@@ -18,7 +18,9 @@ import (
 
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/runtimetest"
 )
 
 // BenchmarkStart measures, in turns, from Load of a present image to the runner's
@@ -60,6 +62,35 @@ func BenchmarkStart(b *testing.B) {
 	b.ReportMetric(millis(median(ours)), "shepherd-ms")
 	b.ReportMetric(millis(median(theirs)), "ctr-ms")
 	b.ReportMetric(millis(median(ours))/millis(median(theirs)), "of-ctr")
+}
+
+// BenchmarkRoundTrip measures a job from its message to the answer of a runner that does
+// nothing, by the median: the shim waits before the answer until containerd's shim has copied
+// the runner's output.
+func BenchmarkRoundTrip(b *testing.B) {
+	w := newWorld(b, testenv.StartContainerd(b))
+	w.addModel(b, model, "")
+	h := w.inherit(b)
+	h.Load()
+	h.Run()
+	var took []time.Duration
+	for n := 0; b.Loop(); n++ {
+		id := job.ID("job-" + strconv.Itoa(n))
+		runtimetest.Prepare(b, filepath.Join(w.dataRoot(), runtimetest.Sheep), id, "print text")
+		began := time.Now()
+		if err := h.Conn.Send(b.Context(), messenger.Input{JobID: id}); err != nil {
+			b.Fatal(err)
+		}
+		if a, err := h.Conn.Recv(b.Context()); err != nil || a.JobID != id {
+			b.Fatalf("got %+v, %v", a, err)
+		}
+		took = append(took, time.Since(began))
+		if err := h.Conn.Ack(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+	}
+	h.StopAndClose()
+	b.ReportMetric(millis(median(took)), "round-trip-ms")
 }
 
 // BenchmarkSwitch measures from the wish for another present model to its
