@@ -46,8 +46,8 @@ func UnmapProgram() error {
 	return nil
 }
 
-// readOnlyMapping reads the first line of a mapping in /proc/PID/smaps, proc_pid_smaps(5), and returns the addresses
-// of a mapping of the file that is not writable.
+// readOnlyMapping reads the first line of a mapping in /proc/PID/smaps, proc_pid_smaps(5), and
+// returns the addresses of a mapping of the file that is not writable.
 func readOnlyMapping(line, file string) (first, last uintptr, ok bool) {
 	var perms, offset, device, inode, path string
 	if n, _ := fmt.Sscanf(line, "%x-%x %s %s %s %s %s", &first, &last, &perms, &offset, &device, &inode, &path); n != 7 {
