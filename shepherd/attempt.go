@@ -64,6 +64,7 @@ type attempt struct {
 	loadBegan time.Time
 	sent      time.Time
 	starting  chan struct{} // closed when Ledger.Start has returned; nil if nothing waits for it
+	unstarted bool          // the ledger may not have the start yet; set before starting is closed
 	answered  bool
 	conn      messenger.Conn
 	log       string       // the span of the runner's log, see runtime.JobLogger

@@ -233,6 +233,12 @@ func (c *concluder) afterCollect(ctx context.Context, a *attempt, end ending, er
 // the ledger could not make the change durable.
 func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.Time, told job.Account, warnings []string) error {
 	l := c.lane
+	if a.unstarted {
+		if err := l.recordStart(ctx, a); err != nil && !errors.Is(err, errCancelled) && !errors.Is(err, ledger.ErrFenced) {
+			return err
+		}
+		a.unstarted = false
+	}
 	f, err := c.facts(ctx, a, end)
 	if err != nil {
 		return err

@@ -256,13 +256,19 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 		if feed.Err() != nil { // the feed ended at the last moment
 			return stopped(context.Cause(feed)), false
 		}
-		w.dropAnswers(work)
-		l.logSending(a)
-		a.sent = time.Now()
-		if a.ahead && !w.supervisor.freed.IsZero() {
-			l.observer.Waited(l.Name, a.sent.Sub(w.supervisor.freed))
+		err := w.forgetEarlier(ctx, a)
+		if err == nil {
+			if end, ok := w.place(ctx, a); !ok {
+				return end, false
+			}
+			w.dropAnswers(work)
+			l.logSending(a)
+			a.sent = time.Now()
+			if a.ahead && !w.supervisor.freed.IsZero() {
+				l.observer.Waited(l.Name, a.sent.Sub(w.supervisor.freed))
+			}
+			err = w.supervisor.runner.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot(), Deadline: a.due()})
 		}
-		err := w.send(ctx, a)
 		if err == nil {
 			break
 		}
@@ -331,7 +337,12 @@ func (w *worker) startBehind(work context.Context, a *attempt) {
 		crashpoint.Reached(crashpoint.SentUnstarted)
 		ctx, release := grace(work)
 		defer release()
-		if err := w.lane.recordStart(ctx, a); err != nil && ctx.Err() == nil {
+		err := w.lane.recordStart(ctx, a)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil: // the lane ends: settle records it
+			a.unstarted = true
+		default:
 			a.stopper.stop(err)
 		}
 	})
@@ -363,8 +374,8 @@ func (w *worker) lostUnsent(work context.Context) error {
 	return w.supervisor.lost()
 }
 
-// ready loads the model and moves the inputs to where the runner finds them. On failure it
-// returns the attempt's ending. It also ends with feed: a drain does not wait for a job that
+// ready loads the model and waits until the inputs are staged. On failure it returns the
+// attempt's ending. It also ends with feed: a drain does not wait for a job that
 // the runner does not have yet.
 func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	l := w.lane
@@ -406,6 +417,13 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	if a.trouble != nil {
 		return *a.trouble, false
 	}
+	return ending{}, true
+}
+
+// place moves the attempt's directory to where the runner finds it. On failure it returns the
+// attempt's ending.
+func (w *worker) place(ctx context.Context, a *attempt) (_ ending, ok bool) {
+	l := w.lane
 	if a.dir.shown { // to a runner that has ended
 		return ending{}, true
 	}
@@ -591,18 +609,19 @@ func (w *worker) answered(work context.Context, answer messenger.Answer) {
 	acknowledge(w.lane, conn, answer.JobID)
 }
 
-// send gives the job to the runner. A runner that still keeps an answer to an earlier
-// attempt of the job, or of a removed job with its id, would not run it. The earlier attempt
-// has ended, so its answer is acknowledged first.
-func (w *worker) send(ctx context.Context, a *attempt) error {
-	r := w.supervisor.runner
-	if a.Attempt > 1 || a.Run > 1 || w.lane.concluder.unacknowledged.has(a.ID) {
-		if err := r.conn.Ack(ctx, a.ID); err != nil {
-			return fmt.Errorf("its answer to an earlier attempt cannot be acknowledged: %w", err)
-		}
-		w.lane.concluder.unacknowledged.remove(a.ID)
+// forgetEarlier lets the runner forget the answer to an earlier attempt of the job, or to a
+// removed job with its id, which has ended: a runner that keeps it would not run the job. It is
+// called before the attempt's directory is in its place, because a daemon that starts again
+// takes the answer of a runner for that of the attempt whose directory it finds there.
+func (w *worker) forgetEarlier(ctx context.Context, a *attempt) error {
+	if a.Attempt == 1 && a.Run == 1 && !w.lane.concluder.unacknowledged.has(a.ID) {
+		return nil
 	}
-	return r.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot(), Deadline: a.due()})
+	if err := w.supervisor.runner.conn.Ack(ctx, a.ID); err != nil {
+		return fmt.Errorf("its answer to an earlier attempt cannot be acknowledged: %w", err)
+	}
+	w.lane.concluder.unacknowledged.remove(a.ID)
+	return nil
 }
 
 // dropAnswers handles answers that arrived since the runner's last job: an answer that is
