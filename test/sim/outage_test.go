@@ -26,9 +26,9 @@ import (
 // outage is how long storage or a registry is away.
 const outage = 10 * time.Minute
 
-// maxLoads is how often models may be loaded during an outage: by two sheep, each at last once
-// in 30 seconds.
-const maxLoads = 100
+// maxLoads is how often models may be loaded during an outage: by two sheep, each at last every
+// 30 seconds for the job that it claims and for the one that it has prepared meanwhile.
+const maxLoads = 130
 
 // outageCore is a core with the sheep one and two, on virtual time.
 type outageCore struct {
