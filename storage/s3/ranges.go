@@ -12,7 +12,7 @@ import (
 
 const (
 	// rangeSize is how many bytes of a large object one request fetches.
-	rangeSize = 16 << 20
+	rangeSize = 8 << 20
 	// maxRanges is how many ranges all downloads of a Store fetch at a time at most, besides
 	// one of each download.
 	maxRanges = 8
